@@ -1,0 +1,45 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup check test docs bench tables demo
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+
+setup: .venv/.ready  ## .venv with the package, its extras and the tools, at the versions of constraints.txt
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'pocketlm needs Python 3.11 or newer; name one: make setup PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo 'Python lacks its venv module; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	@echo 'Installing into .venv: some minutes the first time, seconds afterwards.'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+check: setup  ## lint, types, import contracts, spelling, tables up to date
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell
+	@$(BIN)/python scripts/readme_tables.py --check
+	@$(BIN)/pyright
+
+test: setup  ## the quick tests
+	@$(BIN)/python -m pytest
+
+docs: setup  ## the docs site, in site/
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'The site is in site/index.html.'
+
+demo: setup  ## shrink a real teacher on real data, in minutes
+	@$(BIN)/pocketlm shrink
+
+bench: setup  ## measure the demo and your own data, then rewrite the tables
+	@$(BIN)/python benchmarks/run.py demo own-data
+	@$(BIN)/python scripts/readme_tables.py
+
+tables: setup  ## rewrite the tables of README and docs from benchmarks/results
+	@$(BIN)/python scripts/readme_tables.py

@@ -1,0 +1,214 @@
+"""Rewrite the tables of README.md and docs/ from benchmarks/results, so that no number is typed.
+
+A block
+
+    <!-- table:demo -->
+    <!-- /table -->
+
+is filled from `benchmarks/results/demo.jsonl`: a line for each (row, kind, method, task), the median
+over its seeds, and the smallest and largest value behind it. Results are only ever appended, so of a
+seed measured twice the newest line counts, and lines of an older recipe or of another machine than
+the newest line's do not.
+
+    python scripts/readme_tables.py            rewrite
+    python scripts/readme_tables.py --check    exit with 1 if a block is stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+KINDS = ("teacher", "pocket", "control", "peer", "paper-recipe")
+PERCENT_METRICS = ("accuracy", "f1")
+
+Line = Mapping[str, Any]
+Key = tuple[str, str, str, str]
+
+
+def read_results(path: Path) -> list[Line]:
+    """The lines of one results file, oldest first; none if the file does not exist.
+
+    Raises:
+        SystemExit: a line is not JSON.
+    """
+    if not path.exists():
+        return []
+    lines: list[Line] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise SystemExit(f"{path}:{number} is not JSON ({error.msg}); mend the line by hand") from error
+    return lines
+
+
+def current(lines: Sequence[Line]) -> dict[Key, list[Line]]:
+    """Group by (row, kind, method, task); within a group the newest line of each seed.
+
+    Lines of another recipe or machine than the newest line of the group are left out: a median
+    over two recipes describes neither.
+    """
+    groups: dict[Key, list[Line]] = {}
+    for line in lines:
+        groups.setdefault((line["row"], line["kind"], line["method"], line["task"]), []).append(line)
+    for key, group in groups.items():
+        newest = max(group, key=lambda line: line["when"])
+        alike = [
+            line for line in group if all(line[name] == newest[name] for name in ("recipe_sha256", "machine"))
+        ]
+        by_seed = {line["seed"]: line for line in sorted(alike, key=lambda line: line["when"])}
+        groups[key] = [by_seed[seed] for seed in sorted(by_seed)]
+    return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
+
+
+def _order(key: Key) -> tuple[str, int]:
+    _, kind, _, task = key
+    return task, KINDS.index(kind)
+
+
+def spread(values: Sequence[float | None], show: Callable[[float], str]) -> str:
+    """The median, with the smallest and the largest value behind it where they read differently."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    low, middle, high = show(min(known)), show(median(known)), show(max(known))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def score(group: Sequence[Line]) -> str:
+    """The median score and, of the same test rows, the median ends of its confidence interval."""
+    factor, digits = (100, 1) if group[0]["metric"] in PERCENT_METRICS else (1, 3)
+
+    def middle(name: str) -> float | None:
+        known = [line[name] for line in group if line[name] is not None]
+        return median(known) * factor if known else None
+
+    value, low, high = middle("score"), middle("score_low"), middle("score_high")
+    if value is None:
+        return "–"
+    interval = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.{digits}f}{interval}"
+
+
+def significant(value: float) -> str:
+    """Three significant digits without an exponent: 0.0123, 4.56, 78.9, 1234."""
+    digits = 2
+    size = abs(value)
+    while size >= 10 and digits:
+        size /= 10
+        digits -= 1
+    while 0 < size < 1 and digits < 6:
+        size *= 10
+        digits += 1
+    return f"{value:.{digits}f}"
+
+
+def label(key: Key) -> str:
+    """What the line is, in one cell."""
+    row, kind, method, _ = key
+    name = row if method in ("", row) else f"{row}, {method}"
+    return f"**{name}**" if kind == "pocket" else f"{name} ({kind})" if kind not in name else name
+
+
+def table(lines: Sequence[Line]) -> str:
+    """A Markdown table with a line below it that says where the figures come from."""
+    if not lines:
+        return "*Not measured yet.*\n"
+    groups = current(lines)
+    several_tasks = len({key[3] for key in groups}) > 1
+    metrics = {group[0]["metric"] for group in groups.values()}
+    head = [
+        *(["task"] if several_tasks else []),
+        "model",
+        "size, MB",
+        "smaller",
+        "p50, ms",
+        "faster, same runtime",
+        "faster, eager PyTorch",
+        f"{metrics.pop() if len(metrics) == 1 else 'score'} [interval]",
+        "retention",
+        "minutes",
+        "Wh",
+    ]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    if several_tasks:
+        rows[1][1] = "---"
+    for key, group in groups.items():
+        rows.append([*([key[3]] if several_tasks else []), *_cells(key, group)])
+    text = "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    return f"{text}\n{source(groups)}\n"
+
+
+def _cells(key: Key, group: Sequence[Line]) -> list[str]:
+    def of(name: str, show: Callable[[float], str] = significant) -> str:
+        return spread([line[name] for line in group], show)
+
+    def times(value: float) -> str:
+        return f"{significant(value)}x"
+
+    return [
+        label(key),
+        of("size_bytes", lambda value: significant(value / 1e6)),
+        of("smaller_x", times),
+        of("p50_ms"),
+        of("faster_x", times),
+        of("faster_x_eager_torch", times),
+        score(group),
+        of("retention_pct", lambda value: f"{value:.1f} %"),
+        of("make_minutes", lambda value: f"{value:.1f}"),
+        of("energy_wh"),
+    ]
+
+
+def source(groups: Mapping[Key, Sequence[Line]]) -> str:
+    """Seeds, machine, threads, energy method and commit of the lines behind a table."""
+    lines = [line for group in groups.values() for line in group]
+
+    def all_of(name: str) -> str:
+        return ", ".join(sorted({str(line[name]) for line in lines if line[name] is not None})) or "unknown"
+
+    seeds = max(len(group) for group in groups.values())
+    return (
+        f"*Median of up to {seeds} seed{'s' if seeds > 1 else ''} (smallest to largest) "
+        f"on the {all_of('split')} split; {all_of('machine')}, {all_of('threads')} threads; "
+        f"energy: {all_of('energy_method')}; "
+        f"commit {', '.join(sorted({str(line['commit'])[:9] for line in lines}))}.*"
+    )
+
+
+def fill(text: str, results: Path) -> str:
+    """The text with every table block made anew."""
+    return BLOCK.sub(
+        lambda block: f"{block[1]}{table(read_results(results / f'{block[2]}.jsonl'))}{block[4]}", text
+    )
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Rewrite or check; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="only look; exit with 1 if a block is stale")
+    check: bool = parser.parse_args(arguments).check
+    stale: list[Path] = []
+    for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
+        before = page.read_text(encoding="utf-8")
+        after = fill(before, root / "benchmarks" / "results")
+        if after != before:
+            stale.append(page.relative_to(root))
+            if not check:
+                page.write_text(after, encoding="utf-8")
+    for page in stale:
+        print(f"{page}: {'stale; run: make tables' if check else 'rewritten'}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Language models small enough for a pocket.
+
+    import pocketlm
+
+    pocket = pocketlm.load("pockets/reviews")
+    pocket.predict(["a quiet triumph"])
+
+The verbs (`shrink`, `bench`) need the workshop: pip install 'pocketlm[compress]'.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+from pocketlm.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from pocketlm.bench import bench
+    from pocketlm.runtime.pocket import Pocket, Prediction, load
+    from pocketlm.shrink import shrink
+
+__all__ = ["Pocket", "Prediction", "bench", "load", "shrink"]
+__version__ = metadata.version("pocketlm")
+
+_HOMES = {
+    "Pocket": "pocketlm.runtime.pocket",
+    "Prediction": "pocketlm.runtime.pocket",
+    "load": "pocketlm.runtime.pocket",
+    "bench": "pocketlm.bench",
+    "shrink": "pocketlm.shrink",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that the runtime never pays for the workshop.
+
+    Raises:
+        MissingExtraError: the verb's libraries are not installed.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pocketlm' has no attribute {name!r}")
+    try:
+        found = getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("pocketlm"):
+            raise
+        raise MissingExtraError(error.name, "compress") from error
+    globals()[name] = found
+    return found

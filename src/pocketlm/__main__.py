@@ -1,0 +1,5 @@
+"""`python -m pocketlm` is `pocketlm`."""
+
+from pocketlm.cli import main
+
+main()

@@ -1,0 +1,92 @@
+"""`pocketlm bench`: a pocket against its teacher, both sides in one run on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pocketlm.data.examples import load_split
+from pocketlm.errors import InputError, TeacherError
+from pocketlm.finetune import fitting_head, reordered
+from pocketlm.measure.compare import Measure, compare
+from pocketlm.measure.ledger import teacher_and_pocket
+from pocketlm.models.load import Classifier, head_of, with_new_head
+from pocketlm.pipeline import cache_folder, run
+from pocketlm.progress import Progress, Quiet
+from pocketlm.recipe import Override, resolve
+from pocketlm.runtime.pocket import load, physical_cores
+from pocketlm.shrink import recipe_of
+from pocketlm.sources import resolve as resolve_source
+from pocketlm.stage import Context
+
+
+def bench(
+    pocket: Path,
+    against: str | None = None,
+    *,
+    revision: str | None = None,
+    data: str | None = None,
+    overrides: Sequence[Override] = (),
+    rounds: int = 200,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Weigh and time a pocket and a teacher on real test inputs, in turn.
+
+    Args:
+        pocket: A pocket's folder.
+        against: A folder, a Hub id or `pypi:…`; None takes the teacher that the pocket's recipe makes,
+            from the cache where it is there. One without a head for the task is timed but not scored.
+        revision: Of a Hub teacher.
+        data: A file or folder that has the test texts; None takes the pocket's own.
+        overrides: Fields of the recipe's stages to change, such as the columns of `data`.
+        rounds: Single texts timed for each side.
+        threads: CPU threads; None takes every physical core.
+        progress: Shows how far it is.
+
+    Returns:
+        A ledger without controls; see `pocketlm.measure.ledger`.
+
+    Raises:
+        PocketlmError: see `pocketlm.errors`.
+    """
+    progress = progress or Quiet()
+    loaded = load(pocket)
+    values = dict(recipe_of(pocket))
+    if data is not None:
+        values["data"] = {"train": data}
+    recipe = resolve(values, overrides)
+    artifact, _ = run(recipe, cache_folder(), progress, until="prepare" if against else "finetune")
+    if artifact.task.pair != loaded.task.pair or artifact.task.kind != loaded.task.kind:
+        raise InputError(f"the data are for {artifact.task}, but the pocket is for {loaded.task}; give data of its task")
+    test = load_split(artifact.parts["data"], "test")
+    task = loaded.task
+    if artifact.task.labels != task.labels:
+        raise InputError(
+            f"the data have the labels {', '.join(artifact.task.labels)}, the pocket {', '.join(task.labels)}"
+        )
+    if against is None:
+        folder, name = artifact.parts["teacher"], artifact.figures["teacher_name"]
+        teacher, scored = Classifier.load(folder, task, loaded.max_length), True
+    else:
+        source = resolve_source(against, "model", cache_folder(), revision, progress)
+        folder, name = source.path, source.name
+        teacher, scored = _given_teacher(folder, task, loaded.max_length, progress)
+    with tempfile.TemporaryDirectory() as work:
+        context = Context(Path(work), Path(work), progress, threads or physical_cores())
+        measured = compare(teacher, folder, pocket, test, Measure(rounds=rounds), context, scored)
+    return teacher_and_pocket(measured, task, name, loaded.name)
+
+
+def _given_teacher(folder: Path, task: Any, max_length: int, progress: Progress) -> tuple[Classifier, bool]:
+    """A teacher with its outputs in the task's order, and whether it can be scored."""
+    try:
+        order = fitting_head(head_of(folder), task, "auto")
+    except TeacherError as error:
+        progress.say(f"not scored: {error}")
+        order = None
+    if order is None:
+        return with_new_head(folder, task, max_length), False
+    return reordered(Classifier.load(folder, task, max_length), order), True

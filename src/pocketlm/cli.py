@@ -1,0 +1,263 @@
+"""The command line: each command parses, calls one public function and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, cast
+
+import typer
+from rich.console import Console
+
+from pocketlm.errors import InputError, MissingExtraError, PocketlmError
+
+app = typer.Typer(
+    help="Language models small enough for a pocket.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+recipe_app = typer.Typer(help="Recipes: what is done, in order, with every setting.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+
+INTERRUPTED = 130
+
+TeacherArgument = Annotated[str | None, typer.Argument(help="A folder, a Hub id or pypi:…; none: the demo's.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="TSV, CSV, JSONL or Parquet, a folder of splits, or a Hub data set.")
+]
+ValidOption = Annotated[str | None, typer.Option("--valid", help="A file with the valid split.")]
+TestOption = Annotated[str | None, typer.Option("--test", help="A file with the test split.")]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub teacher.")]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe in YAML.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a field of a stage: distill.epochs=3. May be repeated.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
+TextOption = Annotated[list[str] | None, typer.Option("--text", help="Text column; give it twice for pairs.")]
+LabelOption = Annotated[str | None, typer.Option("--label", help="Label column.")]
+GroupOption = Annotated[
+    str | None, typer.Option("--group", help="Column whose equal values stay on one side of a cut.")
+]
+TaskOption = Annotated[str | None, typer.Option("--task", help="classification or regression; default: by label.")]
+StratifyOption = Annotated[bool, typer.Option("--stratify", help="Cut missing splits within each label.")]
+RowsOption = Annotated[int | None, typer.Option("--train-rows", help="Train on a fixed sample of so many rows.")]
+FineTuneOption = Annotated[
+    str | None, typer.Option("--fine-tune", help="auto (where the teacher's head does not fit), always or never.")
+]
+NoControlsOption = Annotated[bool, typer.Option("--no-controls", help="Skip the controls.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: all cores.")]
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Language models small enough for a pocket."""
+    if version:
+        from pocketlm import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def shrink(
+    teacher: TeacherArgument = None,
+    data: DataOption = None,
+    valid: ValidOption = None,
+    test: TestOption = None,
+    revision: RevisionOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    group: GroupOption = None,
+    task: TaskOption = None,
+    stratify: StratifyOption = False,
+    train_rows: RowsOption = None,
+    fine_tune: FineTuneOption = None,
+    no_controls: NoControlsOption = False,
+    out: Annotated[Path | None, typer.Option("--out", help="The pocket's folder; default: pockets/NAME.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another recipe's pocket.")] = False,
+    threads: ThreadsOption = None,
+) -> None:
+    """Make a small, measured model from a teacher and data; without arguments, the demo's."""
+    from pocketlm import shrink as run_shrink
+    from pocketlm.progress import Bars
+    from pocketlm.report.table import ledger_table
+    from pocketlm.runtime.manifest import read_info
+
+    folder = run_shrink(
+        teacher, data, valid=valid, test=test, revision=revision, recipe=recipe, seed=seed, out=out,
+        overwrite=overwrite, threads=threads, progress=Bars(),
+        overrides=_overrides(set_, text, label, group, task, stratify, train_rows, fine_tune, no_controls),
+    )  # fmt: skip
+    ledger = read_info(folder)["ledger"]
+    console = Console()
+    console.print(ledger_table(ledger))
+    for verdict in ledger["verdicts"]:
+        console.print(verdict, style="yellow", markup=False)
+    print(folder / "report.html")
+
+
+@app.command()
+def run(
+    pocket: Annotated[Path, typer.Argument(help="A pocket's folder.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; for pairs, two after each other.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="A text a line, a tab between the two of a pair; - is standard input.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line, with all probabilities.")] = False,
+    threads: ThreadsOption = None,
+) -> None:
+    """Predict with a pocket; no torch is needed."""
+    from pocketlm.runtime.pocket import load
+
+    model = load(pocket, threads)
+    if (texts is None) == (file is None):
+        raise InputError("give texts after the pocket, or --file FILE with a text a line; exactly one of the two")
+    inputs = _lines(file, model.task.pair) if file else _arguments(texts or [], model.task.pair)
+    for text, prediction in zip(inputs, model.predict(inputs), strict=True):
+        if as_json:
+            values = {"text": text, "label": prediction.label, "score": prediction.score, "scores": prediction.scores}
+            print(json.dumps({name: value for name, value in values.items() if value is not None}, ensure_ascii=False))
+        else:
+            print(f"{prediction.score:.4f}" if prediction.label is None else f"{prediction.label}\t{prediction.score:.3f}")
+
+
+@app.command()
+def bench(
+    pocket: Annotated[Path, typer.Argument(help="A pocket's folder.")],
+    against: Annotated[str | None, typer.Option("--against", help="A teacher; default: the one of the pocket's recipe.")] = None,
+    revision: RevisionOption = None,
+    data: DataOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Texts timed for each side.")] = 200,
+    threads: ThreadsOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the ledger as JSON.")] = False,
+) -> None:
+    """Weigh and time a pocket against a teacher on this machine, in one run."""
+    from pocketlm import bench as run_bench
+    from pocketlm.progress import Bars
+    from pocketlm.report.table import ledger_table
+
+    ledger = run_bench(
+        pocket, against, revision=revision, data=data, overrides=_overrides(None, text, label),
+        rounds=rounds, threads=threads, progress=Bars(),
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(ledger, ensure_ascii=False))
+        return
+    console = Console()
+    console.print(ledger_table(ledger))
+    for name, title in (("faster_x", "same runtime"), ("faster_x_eager_torch", "eager PyTorch"), ("throughput_x", "batches of 32")):
+        ratio = ledger["ratios"][name]
+        console.print(f"{ratio['median']:.2f}x faster ({ratio['low']:.2f} to {ratio['high']:.2f}), {title}", markup=False)
+    for verdict in ledger["verdicts"]:
+        console.print(verdict, style="yellow", markup=False)
+
+
+@recipe_app.command()
+def show(
+    source: Annotated[Path | None, typer.Argument(help="A recipe or a pocket; none: the demo's.")] = None,
+    teacher: Annotated[str | None, typer.Option("--teacher", help="As of shrink.")] = None,
+    data: DataOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Print a recipe with every field of every stage."""
+    recipes = _workshop("pocketlm.recipe")
+    shrinks = _workshop("pocketlm.shrink")
+    overrides = _overrides(set_)
+    if source is not None and source.is_dir():
+        print(recipes.resolve(shrinks.recipe_of(source), overrides).to_yaml(), end="")
+        return
+    resolved = shrinks.resolved_recipe(teacher, data, recipe=source, overrides=overrides, seed=seed)
+    print(resolved.to_yaml(), end="")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: an error that we raise on purpose is one line and exit code 2, Ctrl-C is 130."""
+    errors = Console(stderr=True)
+    try:
+        code = cast(Callable[..., Any], app)(args=arguments, standalone_mode=False)
+    except PocketlmError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        errors.print("stopped; the same command goes on from here", markup=False)
+        code = INTERRUPTED
+    except typer.TyperException as error:
+        error.show()
+        code = error.exit_code
+    except BrokenPipeError:
+        code = 0
+    sys.exit(code or 0)
+
+
+def _overrides(
+    set_: Sequence[str] | None,
+    text: Sequence[str] | None = None,
+    label: str | None = None,
+    group: str | None = None,
+    task: str | None = None,
+    stratify: bool = False,
+    train_rows: int | None = None,
+    fine_tune: str | None = None,
+    no_controls: bool = False,
+) -> list[tuple[str, str, Any]]:
+    """Options that are fields of stages; `--set` comes last and wins."""
+    options = [
+        ("prepare", "text", list(text) if text else None),
+        ("prepare", "label", label),
+        ("prepare", "group", group),
+        ("prepare", "kind", task),
+        ("prepare", "stratify", stratify or None),
+        ("prepare", "train_rows", train_rows),
+        ("finetune", "mode", fine_tune),
+        ("controls", "enabled", False if no_controls else None),
+    ]
+    given = [option for option in options if option[2] is not None]
+    return [*given, *(_workshop("pocketlm.recipe").setting(text) for text in set_ or ())]
+
+
+def _workshop(module: str) -> Any:
+    """Import a module that needs the extra `compress`.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("pocketlm"):
+            raise
+        raise MissingExtraError(error.name, "compress") from error
+
+
+def _arguments(texts: Sequence[str], pair: bool) -> list[Any]:
+    if not pair:
+        return list(texts)
+    if len(texts) % 2:
+        raise InputError(f"the pocket reads pairs, and {len(texts)} texts are not pairs; give two after each other")
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _lines(file: Path, pair: bool) -> list[Any]:
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {file} as UTF-8 text: {error}") from error
+    lines = text.removesuffix("\n").split("\n") if text else []
+    if not pair:
+        return lines
+    pairs = [tuple(line.split("\t")) for line in lines]
+    for number, fields in enumerate(pairs, start=1):
+        if len(fields) != 2:
+            raise InputError(f"{file}, line {number}: the pocket reads pairs, so give two texts with one tab between")
+    return pairs

@@ -1,0 +1,119 @@
+"""Distil a student on its teacher's hidden states and logits, at the same width.
+
+TinyBERT (Jiao et al. 2020, https://arxiv.org/abs/1909.10351), section 3.1, eq. 8, 9 and 10.
+
+Deviations: the student is cut out of the teacher and as wide as it, so hidden states are compared
+without a learned projection; the intermediate and the prediction stage are one, with a weight for
+each; teacher and student may read different pieces, aligned by characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pocketlm.artifact import Artifact
+from pocketlm.data.examples import load_split
+from pocketlm.distill.losses import hidden_mse, logit_kl, logit_mse
+from pocketlm.distill.teacher_outputs import Store
+from pocketlm.errors import RecipeError
+from pocketlm.finetune import supervised, target_scale, valid_score
+from pocketlm.models.load import Classifier
+from pocketlm.stage import Context
+from pocketlm.tokenization.encode import Encoded
+from pocketlm.train import Loss, Precision, Settings, train
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Train the student to say what the teacher says.
+
+    Args:
+        hidden: Weight of the hidden-state loss, mean over the mapped layers.
+        logits: Weight of the logit loss: KL in classification, squared error in regression.
+        labels: Weight of the loss on the true labels.
+        temperature: Of the logit loss.
+
+    The rest is `pocketlm.train.Settings`.
+    """
+
+    hidden: float = 1.0
+    logits: float = 1.0
+    labels: float = 0.0
+    temperature: float = 2.0
+    epochs: int = 5
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    micro_batch: int | None = None
+    warmup: float = 0.1
+    patience: int | None = None
+    evaluations: int = 1
+    precision: Precision = "auto"
+    seed: int = 0
+    distributed: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        weights = (self.hidden, self.logits, self.labels)
+        if min(weights) < 0 or max(weights) == 0 or self.temperature <= 0:
+            raise RecipeError(
+                f"hidden={self.hidden}, logits={self.logits}, labels={self.labels}, temperature={self.temperature}: "
+                "weights must be 0 or more, one of them above 0, and the temperature above 0"
+            )
+
+    def __call__(self, artifact: Artifact, context: Context) -> Artifact:
+        """Replaces the part `student`; adds the figure `distil` (valid score and curve)."""
+        data = artifact.parts["data"]
+        student = Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
+        examples, valid = load_split(data, "train"), load_split(data, "valid")
+        encoded, valid_encoded = student.encode(examples.texts), student.encode(valid.texts)
+        targets = torch.tensor(examples.labels)
+        _, scale = target_scale(examples, artifact.task)
+        curve = train(
+            student.model,
+            self.loss(student, encoded, Store.open(artifact.parts["teacher_outputs"]), targets, scale),
+            encoded.lengths,
+            Settings(
+                epochs=self.epochs, learning_rate=self.learning_rate, batch_size=self.batch_size,
+                micro_batch=self.micro_batch, warmup=self.warmup, patience=self.patience,
+                evaluations=self.evaluations, seed=self.seed, precision=self.precision,
+            ),
+            lambda: valid_score(student, valid_encoded, valid),
+            context.checkpoints,
+            context.progress,
+            "distil the student",
+        )  # fmt: skip
+        student.save(context.folder / "student")
+        best = max(point.valid_score for point in curve)
+        return artifact.with_part("student", context.folder / "student").with_figures(
+            distil={"valid_score": best, "curve": [asdict(point) for point in curve]}
+        )
+
+    def loss(self, student: Classifier, encoded: Encoded, store: Store, targets: Tensor, scale: float) -> Loss:
+        """The weighted sum of the terms, one loss an example; numbers are compared in units of `scale`."""
+        teacher_logits = torch.from_numpy(store.logits.copy())
+        regression = student.task.kind == "regression"
+
+        def loss(model: nn.Module, indices: Sequence[int]) -> Tensor:
+            rows = list(indices)
+            output = model(**student.inputs(encoded, rows), output_hidden_states=bool(self.hidden))
+            logits, wanted = output.logits.float() / scale, teacher_logits[rows] / scale
+            total = torch.zeros(len(rows))
+            if self.hidden:
+                states, mask = store.hidden_of(rows)
+                distances = [
+                    hidden_mse(state.float(), states[:, :, layer], mask)
+                    for layer, state in enumerate(output.hidden_states)
+                ]
+                total = total + self.hidden * torch.stack(distances).mean(dim=0)
+            if self.logits:
+                distance = logit_mse(logits, wanted) if regression else logit_kl(logits, wanted, self.temperature)
+                total = total + self.logits * distance
+            if self.labels:
+                total = total + self.labels * supervised(logits, targets[rows] / scale, student.task)
+            return total
+
+        return loss

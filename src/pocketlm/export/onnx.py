@@ -1,0 +1,115 @@
+"""Export a classifier to ONNX, one graph with a dynamic batch and length.
+
+Only operators of the ONNX standard are written (opset 23 has Attention and Gelu as such), so the
+file runs in every runtime that implements it; ONNX Runtime fuses further when it loads the graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pocketlm.artifact import Artifact
+from pocketlm.data.examples import load_split
+from pocketlm.errors import PocketError
+from pocketlm.models.load import Classifier
+from pocketlm.runtime.pocket import session
+from pocketlm.stage import Context
+
+OPSET = 23
+CHECKED_EXAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the student as `model.onnx` in float32 and check it against torch.
+
+    Args:
+        tolerance: Largest difference of a logit, relative to the largest logit, on texts of valid.
+    """
+
+    tolerance: float = 1e-3
+
+    def __call__(self, artifact: Artifact, context: Context) -> Artifact:
+        """Adds the part `onnx` and the figure `export` (opset, largest difference).
+
+        Raises:
+            PocketError: the graph and the torch model disagree.
+        """
+        student = Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
+        path = context.folder / "model.onnx"
+        export(student, path)
+        texts = load_split(artifact.parts["data"], "valid").texts[:CHECKED_EXAMPLES]
+        difference = largest_difference(student, path, texts)
+        if difference > self.tolerance:
+            raise PocketError(
+                f"the exported graph differs from torch by {difference:.2g} of the largest logit, more than "
+                f"{self.tolerance:g}; please report this with the versions of torch and onnxruntime"
+            )
+        return artifact.with_part("onnx", path).with_figures(
+            export={"opset": OPSET, "largest_difference": difference}
+        )
+
+
+class _Logits(nn.Module):
+    """A classifier as a function of plain tensors."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+
+
+def export(classifier: Classifier, path: Path) -> None:
+    """Write a classifier as a float32 ONNX graph whose one output is `logits` [batch, outputs]."""
+    encoded = classifier.encode([("a b",) if not classifier.task.pair else ("a b", "c"), ("d",) * (1 + classifier.task.pair)])
+    inputs = classifier.inputs(encoded, [0, 1])
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    model = _Logits(classifier.model, list(inputs)).eval()
+    with _quiet():
+        program = torch.onnx.export(
+            model, tuple(inputs.values()), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=list(inputs), output_names=["logits"],
+            dynamic_shapes=(tuple({0: batch, 1: length} for _ in inputs),),
+        )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cast(Any, program).save(str(path))
+
+
+def largest_difference(classifier: Classifier, path: Path, texts: Sequence[Sequence[str]]) -> float:
+    """Largest difference of a logit between torch and a graph, relative to the largest logit."""
+    encoded = classifier.encode(texts)
+    wanted = classifier.logits(encoded)
+    run = session(path, None)
+    names = {node.name for node in run.get_inputs()}
+    worst = 0.0
+    for index in range(len(encoded)):
+        feed = {name: t.numpy() for name, t in classifier.inputs(encoded, [index]).items() if name in names}
+        got = cast(np.ndarray, run.run(["logits"], feed)[0])
+        worst = max(worst, float(np.abs(got[0] - wanted[index]).max()))
+    return worst / max(float(np.abs(wanted).max()), 1e-6)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """The exporter talks through print, logging and warnings; none of it helps a user."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

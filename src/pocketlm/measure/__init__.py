@@ -1,0 +1,1 @@
+"""Quality, time, memory, energy and the machine: every figure of a report comes from here."""

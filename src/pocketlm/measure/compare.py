@@ -1,0 +1,226 @@
+"""Teacher and pocket side by side: both in the same runtime, on the same texts, in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pocketlm.artifact import Artifact, write_json
+from pocketlm.data.examples import Examples, load_split
+from pocketlm.export.onnx import export
+from pocketlm.export.pack import FORMAT, described_files, shipped_bytes
+from pocketlm.measure.controls import scored_row
+from pocketlm.measure.energy import METHOD_TEXT, Meter, request_energy
+from pocketlm.measure.speed import interleave, peak_ram_bytes, throughput
+from pocketlm.metrics import confusion, headline, retention_interval
+from pocketlm.models.load import Classifier, parameters_of
+from pocketlm.runtime.pocket import Pocket, Text, load
+from pocketlm.stage import Context
+from pocketlm.task import Task
+
+BATCH = 32
+ENERGY_TEXTS = 64
+RAM_TEXTS = 32
+SHOWN_DISAGREEMENTS = 20
+SHOWN_CHARACTERS = 400
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Measure teacher and pocket on the test split.
+
+    Args:
+        rounds: Single texts timed for each model, in turn.
+        batches: Batches of 32 timed for each model, in turn.
+    """
+
+    rounds: int = 200
+    batches: int = 8
+
+    def __call__(self, artifact: Artifact, context: Context) -> Artifact:
+        """Adds the figure `measured`: see `compare`."""
+        task, max_length = artifact.task, artifact.figures["max_length"]
+        teacher = Classifier.load(artifact.parts["teacher"], task, max_length)
+        test = load_split(artifact.parts["data"], "test")
+        measured = compare(
+            teacher, artifact.parts["teacher"], artifact.parts["pocket"], test, self, context
+        )  # fmt: skip
+        return artifact.with_figures(measured=measured)
+
+
+def compare(
+    teacher: Classifier, teacher_folder: Path, pocket_folder: Path, test: Examples, how: Measure, context: Context,
+    scored: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Score, time and weigh a teacher and a pocket.
+
+    Args:
+        teacher: In torch; it is exported to ONNX Runtime float32, so that both run in the same runtime.
+        teacher_folder: Where its weights and tokenizer lie, for its size.
+        pocket_folder: A pocket.
+        test: Real inputs with labels.
+        how: Numbers of rounds.
+        context: Its folder takes the teacher's graph.
+        scored: False leaves the scores out, for a teacher without a head for this task.
+
+    Returns:
+        `rows` (the ledger's rows of teacher and pocket), `ratios`, `confusion`, `disagreements`,
+        `tokens_p50`, `request_wh` and `energy_method`.
+    """
+    teacher_pocket = as_pocket(teacher, context.folder / "teacher-onnx")
+    threads, texts = context.threads, inputs_of(test)
+    runs: dict[str, Pocket] = {"teacher": load(teacher_pocket, threads), "pocket": load(pocket_folder, threads)}
+    with context.progress.task("measure both sides", 5) as advance:
+        single = interleave(
+            {**{name: one_text(run, texts) for name, run in runs.items()}, "eager": eager(teacher, test, threads)},
+            len(texts), how.rounds, warmup=20,
+        )  # fmt: skip
+        advance(1)
+        batched = throughput(
+            {name: many_texts(run, texts) for name, run in runs.items()}, len(texts), BATCH, how.batches
+        )
+        advance(1)
+        ram = {
+            "teacher": peak_ram_bytes(teacher_pocket, texts[:RAM_TEXTS], threads),
+            "pocket": peak_ram_bytes(pocket_folder, texts[:RAM_TEXTS], threads),
+        }
+        advance(1)
+        request_wh = {name: energy_of(run, texts[:ENERGY_TEXTS]) for name, run in runs.items()}
+        with Meter() as meter:
+            pass
+        advance(1)
+        logits = {name: run.logits(texts) for name, run in runs.items()} if scored else {}
+        advance(1)
+    sizes = {"teacher": weights_bytes(teacher_folder), "pocket": shipped_bytes(pocket_folder)}
+    parameters = {"teacher": parameters_of(teacher.model), "pocket": runs["pocket"].info.get("parameters")}
+    rows = [
+        {
+            "name": name, "kind": name, "label": name,
+            **(scores_of(test, logits, name, teacher.task) if scored else {}),
+            "parameters": parameters[name], "size_bytes": sizes[name], "ram_bytes": ram[name],
+            "p50_ms": single.p50(name), "p95_ms": single.p95(name),
+            "throughput_per_s": batched.texts_per_second(name),
+            "eager_p50_ms": single.p50("eager") if name == "teacher" else None,
+        }
+        for name in runs
+    ]  # fmt: skip
+    return {
+        "rows": rows,
+        "ratios": {
+            "smaller_x": sizes["teacher"] / sizes["pocket"],
+            "fewer_parameters_x": parameters["teacher"] / parameters["pocket"] if parameters["pocket"] else None,
+            "faster_x": asdict(single.ratio("teacher", "pocket")),
+            "faster_x_eager_torch": asdict(single.ratio("eager", "pocket")),
+            "throughput_x": asdict(batched.ratio("pocket", "teacher")),
+        },
+        "confusion": confusions(test, logits, teacher.task) if scored else None,
+        "disagreements": disagreements(test, logits, teacher.task) if scored else [],
+        "tokens_p50": int(np.median([len(encoding.ids) for encoding in runs["teacher"].encode(texts)])),
+        "request_wh": request_wh,
+        "energy_method": meter.method,
+        "energy_text": METHOD_TEXT[meter.method],
+        "grid": meter.grid,
+        "threads": threads,
+        "examples": len(test),
+    }
+
+
+def as_pocket(classifier: Classifier, folder: Path) -> Path:
+    """A classifier as a folder that the runtime loads: its graph in float32, its tokenizer."""
+    export(classifier, folder / "model.onnx")
+    classifier.tokenizer.save(str(folder / "tokenizer.json"))
+    info = {
+        "format": FORMAT,
+        "name": "teacher",
+        "task": classifier.task.to_dict(),
+        "max_length": classifier.max_length,
+        "files": described_files(folder),
+    }
+    write_json(folder / "pocket.json", info)
+    return folder
+
+
+def inputs_of(examples: Examples) -> list[Text]:
+    """Texts as the runtime takes them: a string, or two in a tuple."""
+    return [texts[0] if len(texts) == 1 else (texts[0], texts[1]) for texts in examples.texts]
+
+
+def one_text(run: Pocket, texts: Sequence[Text]):
+    return lambda index: run.logits([texts[index]], 1)
+
+
+def many_texts(run: Pocket, texts: Sequence[Text]):
+    return lambda indices: run.logits([texts[index] for index in indices], BATCH)
+
+
+def eager(teacher: Classifier, test: Examples, threads: int):
+    """The teacher as most people run it: eager PyTorch, one text at a time."""
+    torch.set_num_threads(threads)
+    return lambda index: teacher.logits(teacher.encode(test.texts[index : index + 1]))
+
+
+def energy_of(run: Pocket, texts: Sequence[Text]) -> float | None:
+    """Watt-hours of one text at batch 1."""
+
+    def all_texts() -> None:
+        for text in texts:
+            run.logits([text], 1)
+
+    return request_energy(all_texts, len(texts))
+
+
+def weights_bytes(folder: Path) -> int:
+    """Bytes of a teacher: its safetensors and its tokenizer."""
+    names = [path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name == "tokenizer.json"]
+    return sum(path.stat().st_size for path in names)
+
+
+def scores_of(test: Examples, logits: dict[str, np.ndarray], name: str, task: Task) -> dict[str, Any]:
+    """Score, interval and retention of one side."""
+    labels = np.asarray(test.labels)
+    row = scored_row(task, logits[name], labels)
+    if name == "teacher":
+        return {**row, "retention_pct": 100.0, "retention_low": None, "retention_high": None}
+    teacher_score = scored_row(task, logits["teacher"], labels)["score"]
+    low, high = retention_interval(
+        headline(task, logits[name], labels), headline(task, logits["teacher"], labels), len(labels)
+    )
+    retention = 100 * row["score"] / teacher_score
+    return {**row, "retention_pct": retention, "retention_low": low, "retention_high": high}
+
+
+def confusions(test: Examples, logits: dict[str, np.ndarray], task: Task) -> dict[str, Any] | None:
+    """Counts [true][predicted] of both sides; None in regression."""
+    if task.kind == "regression":
+        return None
+    labels = np.asarray(test.labels)
+    return {"labels": list(task.labels), **{name: confusion(task, logits[name], labels) for name in logits}}
+
+
+def disagreements(test: Examples, logits: dict[str, np.ndarray], task: Task) -> list[dict[str, Any]]:
+    """The texts on which teacher and pocket differ most, most first."""
+    teacher, pocket = logits["teacher"], logits["pocket"]
+    if task.kind == "regression":
+        distance = np.abs(teacher - pocket)[:, 0]
+        said = {name: [f"{value:.2f}" for value in values[:, 0]] for name, values in logits.items()}
+        right = [f"{value:g}" for value in test.labels]
+    else:
+        rows = np.arange(len(teacher))
+        of_teacher, of_pocket = teacher.argmax(axis=1), pocket.argmax(axis=1)
+        margin = teacher[rows, of_teacher] - teacher[rows, of_pocket] + pocket[rows, of_pocket] - pocket[rows, of_teacher]
+        distance = np.where(of_teacher == of_pocket, 0, margin)
+        said = {name: [task.labels[index] for index in values.argmax(axis=1)] for name, values in logits.items()}
+        right = [task.labels[int(label)] for label in test.labels]
+    order = [int(row) for row in np.argsort(-distance, kind="stable") if distance[row] > 0]
+    return [
+        {
+            "texts": [text[:SHOWN_CHARACTERS] for text in test.texts[row]],
+            "label": right[row], "teacher": said["teacher"][row], "pocket": said["pocket"][row],
+        }
+        for row in order[:SHOWN_DISAGREEMENTS]
+    ]  # fmt: skip

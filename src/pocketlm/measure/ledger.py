@@ -1,0 +1,153 @@
+"""The ledger of a pocket: every figure its report shows, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pocketlm.measure.machine import commit, machine, versions
+from pocketlm.task import Task
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage took, the time of killed attempts left out.
+
+    Args:
+        stage: Its name in the recipe.
+        seconds: Wall clock.
+        energy_wh: Watt-hours; None where not measured.
+        gco2: Grams of CO2 equivalent; None where not measured.
+        energy_method: `rapl`, `tdp` or `none`.
+    """
+
+    stage: str
+    seconds: float
+    energy_wh: float | None
+    gco2: float | None
+    energy_method: str
+
+
+TEACHER_STAGES = ("finetune",)
+POCKET_STAGES = ("student", "teacher_outputs", "distill", "export", "int8", "pack")
+
+
+def ledger(figures: Mapping[str, Any], costs: Sequence[Cost], seed: int) -> dict[str, Any]:
+    """Put together what the stages found and what they cost.
+
+    Args:
+        figures: Of the last artifact of a recipe that ends with `measure`.
+        costs: Of every stage.
+        seed: Of the recipe.
+    """
+    measured, task = figures["measured"], Task.from_dict(figures["task"])
+    made = {"teacher": spent(costs, TEACHER_STAGES), "pocket": spent(costs, POCKET_STAGES)}
+    name = figures["teacher_name"] + (", fine-tuned" if figures["teacher"]["trained"] else "")
+    both = teacher_and_pocket(measured, task, name, "pocket")
+    teacher, pocket = ({**row, **made[row["kind"]]} for row in both["rows"])
+    controls = [
+        {
+            "ram_bytes": None, "throughput_per_s": None, "eager_p50_ms": None,
+            "retention_low": None, "retention_high": None, **row,
+            "retention_pct": 100 * row["score"] / teacher["score"],
+        }
+        for row in figures["controls"]
+    ]  # fmt: skip
+    return {
+        **both,
+        "rows": [teacher, pocket, *controls],
+        "curves": curves(figures),
+        "bill": bill(measured, costs),
+        "verdicts": verdicts(pocket, controls, measured["ratios"]),
+        "seed": seed,
+    }
+
+
+def teacher_and_pocket(measured: Mapping[str, Any], task: Task, teacher: str, pocket: str) -> dict[str, Any]:
+    """The ledger of one comparison (`pocketlm.measure.compare.compare`), without controls or a bill.
+
+    Args:
+        measured: What `compare` found.
+        task: Decides on the headline metric.
+        teacher: What its row is called.
+        pocket: What its row is called.
+    """
+    labels = {"teacher": teacher, "pocket": pocket}
+    return {
+        "metric": task.metric,
+        "split": "test",
+        "examples": measured["examples"],
+        "rows": [{**row, "label": labels[row["kind"]]} for row in measured["rows"]],
+        "ratios": measured["ratios"],
+        "curves": [],
+        "confusion": measured["confusion"],
+        "disagreements": measured["disagreements"],
+        "bill": bill(measured, ()),
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "threads": measured["threads"],
+        "tokens_p50": measured["tokens_p50"],
+        "verdicts": slower(measured["ratios"]),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def spent(costs: Sequence[Cost], stages: Sequence[str]) -> dict[str, float | None]:
+    """Seconds and watt-hours of some stages together."""
+    of = [cost for cost in costs if cost.stage in stages]
+    return {"train_seconds": sum(cost.seconds for cost in of), "energy_wh": total(cost.energy_wh for cost in of)}
+
+
+def total(values: Iterable[float | None]) -> float | None:
+    """The sum; None where any part was not measured."""
+    known = list(values)
+    return None if any(value is None for value in known) else sum(value for value in known if value is not None)
+
+
+def curves(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Learning curves of the stages that trained."""
+    found = (("teacher", figures["teacher"]["curve"]), ("pocket", figures.get("distil", {}).get("curve", [])))
+    return [{"name": name, "points": points} for name, points in found if points]
+
+
+def bill(measured: Mapping[str, Any], costs: Sequence[Cost]) -> dict[str, Any]:
+    """What making the pocket took, and after how many requests that is repaid; null without `costs`."""
+    make_wh = total(cost.energy_wh for cost in costs) if costs else None
+    request = measured["request_wh"]
+    known = make_wh is not None and None not in request.values()
+    saved = request["teacher"] - request["pocket"] if known else 0
+    return {
+        "make_seconds": sum(cost.seconds for cost in costs) if costs else None,
+        "make_wh": make_wh,
+        "make_gco2": total(cost.gco2 for cost in costs) if costs else None,
+        "energy_method": measured["energy_method"],
+        "request_wh_teacher": request["teacher"],
+        "request_wh_pocket": request["pocket"],
+        "repaid_after_requests": round(make_wh / saved) if make_wh is not None and saved > 0 else None,
+        "country": measured["grid"],
+        "note": "All stages of the recipe, controls and measuring included; the time of killed attempts is not.",
+    }
+
+
+def verdicts(
+    pocket: Mapping[str, Any], controls: Sequence[Mapping[str, Any]], ratios: Mapping[str, Any]
+) -> list[str]:
+    """What an honest report has to say first."""
+    beaten = [
+        f"A cheaper control is as good: {control['label']} scores {control['score']:.3f}, "
+        f"the pocket {pocket['score']:.3f}."
+        for control in controls
+        if control["score"] >= pocket["score"]
+    ]
+    skipped = "The controls were skipped: nothing here shows that distillation was worth it."
+    return [*beaten, *slower(ratios), *([] if controls else [skipped])]
+
+
+def slower(ratios: Mapping[str, Any]) -> list[str]:
+    """Said where the stopwatch does not show a speed-up."""
+    if ratios["faster_x"]["low"] > 1:
+        return []
+    return ["Smaller to store, not faster here: the speed-up over the teacher is not certain to be above 1."]

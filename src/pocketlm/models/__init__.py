@@ -1,0 +1,1 @@
+"""Teachers and students: shapes, weights in and out."""

@@ -1,0 +1,174 @@
+"""Run a recipe's stages: each result is cached under the hash of all that led to it.
+
+A stage's folder is `CACHE/stages/<digest>`; the artifact file in it is written last, so a stage is
+done when that file is there. A run killed anywhere finds the stages before, done, and the killed
+stage's own folder with its checkpoints.
+
+Under `accelerate launch` every process runs the training stages together; all else is done by the
+first process, and the others read its result.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from pocketlm.artifact import Artifact, write_json
+from pocketlm.errors import storage_errors
+from pocketlm.measure.energy import Meter
+from pocketlm.measure.ledger import Cost
+from pocketlm.progress import Progress, Quiet
+from pocketlm.recipe import STAGE_NAMES, Recipe
+from pocketlm.sources import resolve
+from pocketlm.stage import Context, Stage
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "onnxruntime", "numpy")
+
+
+def cache_folder() -> Path:
+    """`POCKETLM_CACHE`, or `pocketlm` in the user's cache folder."""
+    given = os.environ.get("POCKETLM_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given).expanduser() if given else base / "pocketlm"
+
+
+def start(recipe: Recipe, cache_dir: Path, progress: Progress) -> Artifact:
+    """Fetch what the recipe names; the digest covers every byte of it."""
+    sources = {
+        "teacher_source": resolve(recipe.teacher, "model", cache_dir, recipe.revision, progress),
+        **{
+            f"{split}_source": resolve(source, "data", cache_dir, progress=progress)
+            for split, source in dataclasses.asdict(recipe.data).items()
+            if source is not None
+        },
+    }
+    fingerprints = {name: source.fingerprint for name, source in sources.items()}
+    versions = {library: metadata.version(library) for library in LIBRARIES}
+    return Artifact(
+        digest=_digest(json.dumps([fingerprints, versions], sort_keys=True)),
+        parts={name: source.path.absolute() for name, source in sources.items()},
+        figures={
+            "teacher_name": sources["teacher_source"].name,
+            "data_name": sources["train_source"].name,
+            "licence": sources["teacher_source"].licence,
+        },
+    )
+
+
+def run(
+    recipe: Recipe,
+    cache_dir: Path,
+    progress: Progress | None = None,
+    threads: int = 2,
+    until: str | None = None,
+) -> tuple[Artifact, list[Cost]]:
+    """Run the stages of a recipe, or find their results in the cache.
+
+    Args:
+        recipe: Resolved.
+        cache_dir: Where stages keep their folders.
+        progress: Shows how far it is.
+        threads: CPU threads for measuring.
+        until: Name of the last stage to run; None runs all.
+
+    Returns:
+        The last artifact, and what every stage cost when it ran.
+    """
+    progress = progress or Quiet()
+    costs: list[Cost] = []
+    with storage_errors(cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        artifact = start(recipe, cache_dir, progress)
+        for stage in recipe.stages:
+            artifact = _step(stage, artifact, cache_dir, progress, threads)
+            folder = cache_dir / "stages" / artifact.digest
+            costs.append(Cost(**json.loads((folder / "cost.json").read_text())))
+            if STAGE_NAMES[type(stage)] == until:
+                break
+    return artifact, costs
+
+
+def _step(stage: Stage, artifact: Artifact, cache_dir: Path, progress: Progress, threads: int) -> Artifact:
+    """The artifact after `stage`: from the cache, or by running it."""
+    digest = _digest("\n".join([artifact.digest, repr(stage), code_digest(type(stage).__module__)]))
+    folder = cache_dir / "stages" / digest
+    done = folder / "artifact.json"
+    main = is_main_process()
+    together = bool(getattr(stage, "distributed", False))
+    if not done.exists() and (main or together):
+        own = folder if main else folder / f"process-{os.environ['RANK']}"
+        own.mkdir(parents=True, exist_ok=True)
+        with Meter() as meter:
+            began = time.monotonic()
+            result = stage(artifact, Context(own, folder, progress if main else Quiet(), threads))
+            seconds = time.monotonic() - began
+        if main:
+            cost = Cost(STAGE_NAMES[type(stage)], seconds, meter.energy_wh, meter.gco2, meter.method)
+            write_json(folder / "cost.json", dataclasses.asdict(cost))
+            history = (*artifact.history, repr(stage))
+            dataclasses.replace(result, digest=digest, history=history).save(done, cache_dir)
+            for left in folder.glob("process-*"):
+                shutil.rmtree(left)
+    _wait_for_everyone()
+    return Artifact.load(done, cache_dir)
+
+
+def is_main_process() -> bool:
+    """False in all but the first process of `accelerate launch`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _wait_for_everyone() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def code_digest(module: str) -> str:
+    """Hash of a module's source and of every pocketlm module that it imports, however deep."""
+    sources: dict[str, bytes] = {}
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name in sources:
+            continue
+        path = _source_of(name)
+        if path is None:
+            continue
+        sources[name] = path.read_bytes()
+        todo.extend(_imports(sources[name]))
+    return _digest(json.dumps({name: hashlib.sha256(sources[name]).hexdigest() for name in sorted(sources)}))
+
+
+def _imports(source: bytes) -> Sequence[str]:
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pocketlm"):
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.startswith("pocketlm")]
+    return found
+
+
+def _source_of(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None

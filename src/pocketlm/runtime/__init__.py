@@ -1,0 +1,5 @@
+"""Pockets at work: onnxruntime, tokenizers and numpy, and no torch."""
+
+from pocketlm.runtime.pocket import Pocket, Prediction, load
+
+__all__ = ["Pocket", "Prediction", "load"]

@@ -1,0 +1,338 @@
+"""Open a pocket folder and predict from text.
+
+A pocket keeps what the runtime needs in three files: `pocket.json` (task, labels, checksums), `model.onnx`
+and `tokenizer.json`. The graph takes some of `input_ids`, `attention_mask` and `token_type_ids`
+(int64 [batch, length]) and returns `logits` (float32 [batch, outputs]).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
+from tokenizers import Encoding, Tokenizer
+
+from pocketlm.errors import InputError, PocketError
+from pocketlm.runtime.manifest import MEND, MODEL, TOKENIZER, check_files, described, read_info
+from pocketlm.task import Task
+
+__all__ = ["Pocket", "Prediction", "load"]
+
+GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+GRAPH_OUTPUT = "logits"
+
+Text = str | tuple[str, str]
+
+_ort: Any = onnxruntime  # it ships no types
+_state: Any = _ort.capi.onnxruntime_pybind11_state
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    _state.Fail,
+    _state.InvalidArgument,
+    _state.InvalidGraph,
+    _state.InvalidProtobuf,
+    _state.NotImplemented,
+    _state.RuntimeException,
+)
+
+
+class Node(Protocol):
+    """An input or output of a graph: an unknown axis has a name or None in its shape."""
+
+    name: str
+    shape: list[int | str | None]
+
+
+class Session(Protocol):
+    """What we use of `onnxruntime.InferenceSession`."""
+
+    def get_inputs(self) -> list[Node]:
+        """The graph's inputs."""
+        ...
+
+    def get_outputs(self) -> list[Node]:
+        """The graph's outputs."""
+        ...
+
+    def run(self, output_names: list[str], input_feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run the graph; safe to call from several threads."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a pocket says of one example.
+
+    Args:
+        label: The best label; None for a regression.
+        score: Softmax probability of `label`; for a regression the predicted value.
+        scores: Probability of every label, in the task's order; None for a regression.
+    """
+
+    label: str | None
+    score: float
+    scores: dict[str, float] | None
+
+
+class Pocket:
+    """A model with its tokenizer and task, ready to predict. Safe to share between threads.
+
+    Args:
+        info: The content of `pocket.json`; of it `name`, `task` and `max_length` are used here.
+        session: See `session`.
+        tokenizer: Becomes the pocket's own: its truncation and padding are set here.
+
+    Raises:
+        PocketError: info, graph and tokenizer do not fit together.
+    """
+
+    def __init__(self, info: dict[str, Any], session: Session, tokenizer: Tokenizer) -> None:
+        self.info = info
+        self.name, self.task, self.max_length = described(info)
+        self._session = session
+        self._inputs = _graph_inputs(session, self.task)
+        self._pad_id = _pad_id(tokenizer)
+        special = tokenizer.num_special_tokens_to_add(self.task.pair)
+        if self.max_length <= special:
+            raise PocketError(
+                f"max_length={self.max_length} leaves no room for text beside {special} special tokens; "
+                f"{MEND}"
+            )
+        tokenizer.no_padding()
+        cast(Any, tokenizer).enable_truncation(self.max_length, strategy="longest_first")
+        self._tokenizer = tokenizer
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of the logits; empty for a regression."""
+        return self.task.labels
+
+    def __repr__(self) -> str:
+        return f"Pocket(name={self.name!r}, task={self.task!r}, max_length={self.max_length})"
+
+    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
+        """Tokenize, truncated to `max_length` tokens and not padded.
+
+        Args:
+            texts: Strings, or pairs of strings where the task compares two texts.
+
+        Raises:
+            InputError: `texts` is not what the task takes.
+        """
+        return self._tokenizer.encode_batch(_checked_texts(texts, self.task.pair))
+
+    def logits(self, texts: Sequence[Text], batch_size: int = 32) -> np.ndarray:
+        """Run the model. Texts of like length share a batch, so that little of it is padding.
+
+        Args:
+            texts: Strings, or pairs of strings where the task compares two texts.
+            batch_size: Examples in one run of the graph.
+
+        Returns:
+            float32 [examples, outputs], in the order of `texts`.
+
+        Raises:
+            InputError: `texts` is not what the task takes, or `batch_size` is below 1.
+            PocketError: the graph and the tokenizer or the task do not belong together.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} is not usable; give 1 or more")
+        encodings = self.encode(texts)
+        order = sorted(range(len(encodings)), key=lambda row: len(encodings[row]))
+        logits = np.empty((len(encodings), self.task.outputs), dtype=np.float32)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            logits[rows] = self._run([encodings[row] for row in rows])
+        return logits
+
+    def predict(self, texts: Sequence[Text], batch_size: int = 32) -> list[Prediction]:
+        """Say the label or the value of every example.
+
+        Args:
+            texts: Strings, or pairs of strings where the task compares two texts.
+            batch_size: Examples in one run of the graph.
+
+        Raises:
+            InputError: `texts` is not what the task takes, or `batch_size` is below 1.
+            PocketError: the graph and the tokenizer or the task do not belong together.
+
+        Example:
+            >>> load("pockets/reviews").predict(["a quiet triumph"])  # doctest: +SKIP
+            [Prediction(label='fresh', score=0.98, scores={'rotten': 0.02, 'fresh': 0.98})]
+        """
+        logits = self.logits(texts, batch_size)
+        if self.task.kind == "regression":
+            return [Prediction(None, float(value), None) for value in logits[:, 0]]
+        return [_classified(row, self.task.labels) for row in softmax(logits)]
+
+    def _run(self, encodings: list[Encoding]) -> np.ndarray:
+        padded = pad(encodings, self._pad_id)
+        try:
+            outputs = self._session.run([GRAPH_OUTPUT], {name: padded[name] for name in self._inputs})
+        except _ORT_ERRORS as error:
+            raise PocketError(
+                f"{MODEL} of pocket {self.name!r} fails on its own tokens: {error}; "
+                f"model and tokenizer may come from two pockets; {MEND}"
+            ) from error
+        logits = outputs[0]
+        if logits.shape != (len(encodings), self.task.outputs):
+            raise PocketError(_wrong_width(list(logits.shape), self.task))
+        return logits
+
+
+def load(folder: str | Path, threads: int | None = None, verify: bool = True) -> Pocket:
+    """Open a pocket folder.
+
+    Args:
+        folder: What `pocketlm shrink` wrote.
+        threads: CPU threads of one run; None takes every physical core.
+        verify: Compare the checksums of model and tokenizer, too; sizes are always compared.
+
+    Raises:
+        PocketError: the folder is missing, incomplete, damaged or from a newer pocketlm.
+        InputError: `threads` is below 1.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    check_files(info, folder, verify)
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except Exception as error:  # tokenizers raises a bare Exception on a file it cannot read
+        raise PocketError(
+            f"{folder / TOKENIZER} is not readable by this version of tokenizers: {error}; "
+            f"upgrade with: pip install --upgrade tokenizers, or {MEND}"
+        ) from error
+    return Pocket(info, session(folder / MODEL, threads), tokenizer)
+
+
+def session(path: Path, threads: int | None = None) -> Session:
+    """Open an ONNX graph on the CPU.
+
+    Args:
+        path: The `.onnx` file.
+        threads: CPU threads of one run; None takes every physical core.
+
+    Raises:
+        PocketError: onnxruntime does not take the file.
+        InputError: `threads` is below 1.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"threads={threads} is not usable; give 1 or more, or None for all physical cores")
+    options = _ort.SessionOptions()
+    options.intra_op_num_threads = physical_cores() if threads is None else threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only: graph-optimizer warnings are nothing a user can act on
+    # By default the workers spin on after a run. That takes the core from whoever comes next: the user's
+    # own program, or the other model when two are timed in turn.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return _ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS as error:
+        raise PocketError(
+            f"onnxruntime {_ort.__version__} cannot open {path}: {error}; "
+            f"upgrade with: pip install --upgrade onnxruntime, or {MEND}"
+        ) from error
+
+
+def physical_cores() -> int:
+    """Physical cores this process may use; where the system does not tell, its logical processors."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    siblings = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in allowed]
+    try:
+        return len({path.read_text() for path in siblings})
+    except OSError:
+        return len(allowed)
+
+
+def pad(encodings: Sequence[Encoding], pad_id: int) -> dict[str, np.ndarray]:
+    """The graph inputs of one batch, as long as its longest example.
+
+    Returns:
+        `input_ids`, `attention_mask` and `token_type_ids`: int64 [batch, length].
+    """
+    # An empty text without special tokens has no token at all; the graph still wants a column.
+    length = max(1, *(len(encoding) for encoding in encodings))
+    shape = (len(encodings), length)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    token_type_ids = np.zeros(shape, dtype=np.int64)
+    for row, encoding in enumerate(encodings):
+        end = len(encoding)
+        input_ids[row, :end] = encoding.ids
+        attention_mask[row, :end] = 1
+        token_type_ids[row, :end] = encoding.type_ids
+    return dict(zip(GRAPH_INPUTS, (input_ids, attention_mask, token_type_ids), strict=True))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities over the last axis, computed in float64."""
+    wide = logits.astype(np.float64)
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _classified(probabilities: np.ndarray, labels: tuple[str, ...]) -> Prediction:
+    scores = dict(zip(labels, probabilities.tolist(), strict=True))
+    best = labels[int(probabilities.argmax())]
+    return Prediction(best, scores[best], scores)
+
+
+def _checked_texts(texts: Sequence[Text], pair: bool) -> list[Text]:
+    if isinstance(texts, str):
+        wanted = '[("a text", "another text")]' if pair else '["a text"]'
+        raise InputError(f"got one string, {texts[:40]!r}; pass a list: {wanted}")
+    return [_checked_text(row, text, pair) for row, text in enumerate(cast(Sequence[object], texts))]
+
+
+def _checked_text(row: int, text: object, pair: bool) -> Text:
+    parts = cast(tuple[object, ...], text) if isinstance(text, tuple) else (text,)
+    strings = [part for part in parts if isinstance(part, str)]
+    if len(strings) != len(parts) or len(parts) != (2 if pair else 1) or isinstance(text, tuple) != pair:
+        wanted = '("a text", "another text"): this pocket compares two texts' if pair else "a string"
+        got = f"{text!r:.60}" if isinstance(text, str | tuple) else f"a {type(text).__name__}"
+        raise InputError(f"texts[{row}] is {got}; pass {wanted}")
+    for string in strings:
+        try:
+            string.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"texts[{row}] is not valid Unicode at character {error.start}: {error.reason}; "
+                "decode the bytes as UTF-8, for example with errors='replace'"
+            ) from error
+    return (strings[0], strings[1]) if pair else strings[0]
+
+
+def _graph_inputs(session: Session, task: Task) -> tuple[str, ...]:
+    names = tuple(node.name for node in session.get_inputs())
+    unknown = sorted(set(names) - set(GRAPH_INPUTS))
+    if unknown or not names:
+        raise PocketError(f"{MODEL} asks for {unknown or 'no input'}; known are {list(GRAPH_INPUTS)}; {MEND}")
+    outputs = {node.name: node.shape for node in session.get_outputs()}
+    if GRAPH_OUTPUT not in outputs:
+        raise PocketError(f"{MODEL} returns {sorted(outputs)}; it must return {GRAPH_OUTPUT!r}; {MEND}")
+    shape = outputs[GRAPH_OUTPUT]
+    # A named axis is not a number, and an unknown shape is empty; such a graph shows its width when it runs.
+    if shape and (len(shape) != 2 or (isinstance(shape[1], int) and shape[1] != task.outputs)):
+        raise PocketError(_wrong_width(list(shape), task))
+    return names
+
+
+def _wrong_width(shape: list[Any], task: Task) -> str:
+    return f"{MODEL} returns logits of shape {shape}, and the task needs [batch, {task.outputs}]; {MEND}"
+
+
+def _pad_id(tokenizer: Tokenizer) -> int:
+    padding = cast(dict[str, Any] | None, tokenizer.padding)  # pyright: ignore[reportUnknownMemberType]
+    if padding is not None:
+        return padding["pad_id"]
+    for token in ("[PAD]", "<pad>"):
+        pad_id = tokenizer.token_to_id(token)
+        if pad_id is not None:
+            return pad_id
+    raise PocketError(f"{TOKENIZER} has no padding section and neither [PAD] nor <pad>; {MEND}")

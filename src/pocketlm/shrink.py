@@ -1,0 +1,200 @@
+"""`pocketlm shrink`: from a teacher and a data file to a small, measured model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pocketlm.artifact import Artifact, write_json
+from pocketlm.errors import InputError, PocketError, storage_errors
+from pocketlm.export.pack import described_files
+from pocketlm.measure.ledger import Cost, ledger
+from pocketlm.pipeline import cache_folder, is_main_process, run
+from pocketlm.progress import Progress, Quiet
+from pocketlm.recipe import Override, Recipe, demo, parse, read, resolve
+from pocketlm.report.card import card
+from pocketlm.report.html import write_report
+from pocketlm.runtime.manifest import read_info
+from pocketlm.runtime.pocket import physical_cores
+from pocketlm.sources import DEFAULT_TEACHER
+
+DEMO_NAME = "critics"
+
+
+def shrink(
+    teacher: str | None = None,
+    data: str | None = None,
+    *,
+    valid: str | None = None,
+    test: str | None = None,
+    revision: str | None = None,
+    recipe: Path | None = None,
+    overrides: Sequence[Override] = (),
+    seed: int | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Make a pocket; without a teacher and data, the embedded demo's.
+
+    A run that was stopped anywhere goes on where it was when called again with the same arguments.
+
+    Args:
+        teacher: A folder, a Hub id or `pypi:…`; None takes the embedded one.
+        data: A file, a folder with train/valid/test, or a Hub data set; None takes the embedded one.
+        valid: A file with the valid split.
+        test: A file with the test split.
+        revision: Of a Hub teacher.
+        recipe: A YAML file; see `pocketlm.recipe`.
+        overrides: Fields of stages to change: (stage, field, value).
+        seed: Of everything random.
+        out: The pocket's folder; None is `pockets/NAME`, named after the data.
+        overwrite: Replace a pocket that another recipe made.
+        threads: CPU threads for measuring; None takes every physical core.
+        progress: Shows how far it is.
+
+    Returns:
+        The pocket's folder.
+
+    Raises:
+        PocketlmError: see `pocketlm.errors`; nothing is left half-written.
+    """
+    progress = progress or Quiet()
+    resolved = resolved_recipe(teacher, data, valid, test, revision, recipe, overrides, seed)
+    folder = out or Path("pockets") / pocket_name(resolved)
+    check_output(folder, resolved, overwrite)
+    artifact, costs = run(resolved, cache_folder(), progress, threads or physical_cores())
+    if is_main_process():
+        with storage_errors(folder):
+            write_pocket(folder, artifact, costs, resolved)
+    return folder
+
+
+def resolved_recipe(
+    teacher: str | None = None,
+    data: str | None = None,
+    valid: str | None = None,
+    test: str | None = None,
+    revision: str | None = None,
+    recipe: Path | None = None,
+    overrides: Sequence[Override] = (),
+    seed: int | None = None,
+) -> Recipe:
+    """The whole recipe that these arguments of `shrink` ask for.
+
+    Raises:
+        InputError: a teacher without data.
+        RecipeError: see `pocketlm.recipe.resolve`.
+    """
+    given = {
+        "teacher": teacher,
+        "revision": revision,
+        "seed": seed,
+        "data": None if data is None else {"train": data, "valid": valid, "test": test},
+    }
+    if data is None and (valid or test):
+        raise InputError("a valid or test file was given, but no training data; name them with --data")
+    values: dict[str, Any] = read(recipe) if recipe else demo() if teacher is None and data is None else {}
+    values |= {name: value for name, value in given.items() if value is not None}
+    if "data" not in values:
+        raise InputError(f"the teacher {teacher} was given, but no data; name a file or folder with --data")
+    return resolve({"teacher": DEFAULT_TEACHER, **values}, overrides)
+
+
+def pocket_name(recipe: Recipe) -> str:
+    """A folder name after the data: `reviews` of `data/reviews.tsv.gz`, `critics` of the demo."""
+    source = recipe.data.train
+    if source == demo()["data"]["train"]:
+        return DEMO_NAME
+    last = re.split(r"[/\\]", source.split("#")[0].rstrip("/\\"))[-1]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", last.split(".")[0]).strip("-") or "pocket"
+
+
+def check_output(folder: Path, recipe: Recipe, overwrite: bool) -> None:
+    """Find out before hours of work whether the pocket can be written where it is to go.
+
+    Raises:
+        InputError: something else is there, or a pocket that another recipe made.
+        StorageError: the folder cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        try:
+            made_by = read_info(folder).get("recipe_sha256")
+        except PocketError as error:
+            raise InputError(
+                f"{folder} is there and is not a pocket, so it is left alone; name another folder with --out"
+            ) from error
+        if made_by != recipe.sha256 and not overwrite:
+            raise InputError(
+                f"{folder} holds a pocket that another recipe made; "
+                "name another folder with --out, or replace it with --overwrite"
+            )
+    with storage_errors(folder), aside(folder) as trial:
+        (trial / "trial").write_bytes(b"pocketlm")
+
+
+def write_pocket(folder: Path, artifact: Artifact, costs: Sequence[Cost], recipe: Recipe) -> None:
+    """Write the pocket aside, then rename: it is whole or absent, and an older one stays till then."""
+    with aside(folder) as made:
+        shutil.copytree(artifact.parts["pocket"], made, dirs_exist_ok=True)
+        figures = artifact.figures
+        info: dict[str, Any] = {
+            **read_info(made),
+            "name": folder.name,
+            "teacher": {"name": figures["teacher_name"], "source": recipe.teacher, "licence": figures["licence"]},
+            "data": {
+                "source": recipe.data.train,
+                **{name: figures[name] for name in ("columns", "rows", "dropped", "overlap")},
+            },
+            "history": list(artifact.history),
+            "recipe": recipe.to_yaml(),
+            "recipe_sha256": recipe.sha256,
+            "ledger": ledger(figures, costs, recipe.seed),
+        }
+        (made / "README.md").write_text(card(info), encoding="utf-8")
+        write_report(info, made / "report.html")
+        write_json(made / "pocket.json", {**info, "files": described_files(made)})
+        replace_folder(made, folder)
+
+
+@contextlib.contextmanager
+def aside(folder: Path) -> Generator[Path]:
+    """A new folder beside `folder`, gone afterwards unless it was renamed."""
+    path = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Rename `new` to `old`; what `old` was is removed after that."""
+    removed = old.with_name(f".{old.name}.{os.getpid()}.old")
+    if old.exists():
+        os.replace(old, removed)
+    try:
+        os.replace(new, old)
+    except OSError:
+        if removed.exists():
+            os.replace(removed, old)
+        raise
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def recipe_of(folder: Path) -> Mapping[str, Any]:
+    """The recipe that a pocket carries.
+
+    Raises:
+        PocketError: the folder is not a pocket, or carries none.
+    """
+    text = read_info(folder).get("recipe")
+    if not isinstance(text, str):
+        raise PocketError(f"{folder} carries no recipe; make the pocket again with this version of pocketlm")
+    return parse(text, f"the recipe of {folder}")

@@ -1,0 +1,1 @@
+"""Tokenizers re-made for small vocabularies."""

@@ -1,0 +1,181 @@
+"""Trim a tokenizer to the pieces a text needs, without turning any word into [UNK].
+
+In a small model the embedding table is most of the bytes, and most of its rows are never used on
+one user's text. Trimming keeps the pieces that the user's training text needs most, and remakes the
+tokenizer so that every other word of the teacher's language is still spelled, in smaller pieces.
+
+After Abdaoui et al. 2020, "Load What You Need" (https://aclanthology.org/2020.sustainlp-1.16/).
+
+Deviations: a kept vocabulary is closed under spelling. WordPiece and Unigram keep every single
+character of the teacher's vocabulary (in both its forms, at the start of a word and inside one);
+BPE keeps the pieces that the merges of a kept piece pass through. So no word that the teacher could
+spell becomes unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pocketlm.errors import TeacherError
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A trimmed tokenizer and where its pieces stood in the teacher's.
+
+    Args:
+        tokenizer: The new tokenizer, ids 0 … kept - 1.
+        teacher_ids: Teacher's id of every new id, ascending: rows of the teacher's embedding table.
+    """
+
+    tokenizer: Tokenizer
+    teacher_ids: list[int]
+
+
+def trim(tokenizer: Tokenizer, texts: Iterable[Sequence[str]], size: int) -> Trimmed:
+    """Keep the `size` pieces that matter most for `texts`.
+
+    Special tokens and the pieces that spelling needs are kept first; the rest of the room goes to
+    the pieces most frequent in `texts` (ties: the lower id). Pieces that `texts` never use are not
+    kept, so the result may be smaller than `size`; where spelling alone needs more, it is larger.
+
+    Args:
+        tokenizer: The teacher's tokenizer.
+        texts: Training texts, one or two strings an example.
+        size: Wanted number of pieces.
+
+    Raises:
+        TeacherError: the tokenizer is not WordPiece, BPE or Unigram.
+    """
+    spec = json.loads(tokenizer.to_str())
+    pieces = _pieces(spec["model"])
+    by_id = {index: piece for piece, index in pieces.items()}
+    merged_from = _merged_from(spec["model"])
+    kept = {token["content"] for token in spec["added_tokens"]} | _spelling(spec["model"], pieces)
+    counts = count_pieces(tokenizer, texts)
+    for index in sorted(counts, key=lambda index: (-counts[index], index)):
+        if len(kept) >= size:
+            break
+        kept |= _closure(by_id[index], merged_from)
+    ids = {**pieces, **{token["content"]: token["id"] for token in spec["added_tokens"]}}
+    ordered = sorted(kept, key=lambda piece: ids[piece])
+    _renumber(spec, {piece: new for new, piece in enumerate(ordered)})
+    return Trimmed(Tokenizer.from_str(json.dumps(spec)), [ids[piece] for piece in ordered])
+
+
+def count_pieces(tokenizer: Tokenizer, texts: Iterable[Sequence[str]]) -> Counter[int]:
+    """How often the tokenizer gives each id on `texts`, special tokens and truncation left out."""
+    whole = Tokenizer.from_str(tokenizer.to_str())
+    whole.no_truncation()
+    whole.no_padding()
+    special = {index for index, token in whole.get_added_tokens_decoder().items() if token.special}
+    counts: Counter[int] = Counter()
+    flat = [text for example in texts for text in example]
+    for start in range(0, len(flat), 1000):
+        for encoding in whole.encode_batch(flat[start : start + 1000], add_special_tokens=False):
+            counts.update(index for index in encoding.ids if index not in special)
+    return counts
+
+
+def _pieces(model: Mapping[str, Any]) -> dict[str, int]:
+    """Piece to id of any of the three model types."""
+    if model["type"] in ("WordPiece", "BPE"):
+        return dict(model["vocab"])
+    if model["type"] == "Unigram":
+        return {piece: index for index, (piece, _) in enumerate(model["vocab"])}
+    raise TeacherError(
+        f"the teacher's tokenizer is of type {model['type']}; a vocabulary can be trimmed for WordPiece, "
+        "BPE and Unigram; set `vocabulary: null` in the student stage to keep it whole"
+    )
+
+
+def _spelling(model: Mapping[str, Any], pieces: Mapping[str, int]) -> set[str]:
+    """The pieces without which some word could not be spelled.
+
+    Single characters and bytes; and, where the teacher has a piece but not all its characters in
+    the form they would need, that piece itself.
+    """
+    prefix = model.get("continuing_subword_prefix") or ""
+    keep = {piece for piece in pieces if len(piece.removeprefix(prefix)) == 1 or _BYTE.fullmatch(piece)}
+    if model["type"] == "WordPiece":
+        keep |= {piece for piece in pieces if not all(form in keep for form in _characters(piece, prefix))}
+    if model["type"] == "Unigram" and model.get("unk_id") is not None:
+        keep.add(model["vocab"][model["unk_id"]][0])
+    if unknown := model.get("unk_token"):
+        keep.add(unknown)
+    return {piece for piece in keep if not _UNUSED.fullmatch(piece)}
+
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_UNUSED = re.compile(r"\[unused\d+\]")
+
+
+def _characters(piece: str, prefix: str) -> list[str]:
+    """`piece` spelled in single characters: `##ab` is `##a ##b`, `ab` is `a ##b`."""
+    inside = piece.startswith(prefix) and len(piece) > len(prefix)
+    characters = piece.removeprefix(prefix) if inside else piece
+    return [
+        character if index == 0 and not inside else prefix + character
+        for index, character in enumerate(characters)
+    ]
+
+
+def _merged_from(model: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """For BPE: every piece and the two that its first merge joins."""
+    found: dict[str, tuple[str, str]] = {}
+    for left, right in model.get("merges", ()):
+        found.setdefault(left + right, (left, right))
+    return found
+
+
+def _closure(piece: str, merged_from: Mapping[str, tuple[str, str]]) -> set[str]:
+    """`piece` and the pieces that its merges pass through."""
+    found: set[str] = set()
+    todo = [piece]
+    while todo:
+        current = todo.pop()
+        found.add(current)
+        todo.extend(part for part in merged_from.get(current, ()) if part not in found)
+    return found
+
+
+def _renumber(spec: dict[str, Any], new_ids: Mapping[str, int]) -> None:
+    """Rewrite a tokenizer's JSON in place so that it knows only the pieces of `new_ids`."""
+    spec["truncation"] = spec["padding"] = None
+    model = spec["model"]
+    if model["type"] == "Unigram":
+        scores = dict(model["vocab"])
+        unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
+        model["vocab"] = [[piece, scores.get(piece, 0.0)] for piece in new_ids]
+        model["unk_id"] = None if unknown is None else new_ids[unknown]
+    else:
+        model["vocab"] = {piece: index for piece, index in new_ids.items() if piece in model["vocab"]}
+    if model["type"] == "BPE":
+        model["merges"] = [
+            [left, right]
+            for left, right in model["merges"]
+            if left in new_ids and right in new_ids and left + right in new_ids
+        ]
+    for token in spec["added_tokens"]:
+        token["id"] = new_ids[token["content"]]
+    _renumber_processor(spec.get("post_processor"), new_ids)
+
+
+def _renumber_processor(processor: dict[str, Any] | None, new_ids: Mapping[str, int]) -> None:
+    if processor is None:
+        return
+    for inner in processor.get("processors", ()):
+        _renumber_processor(inner, new_ids)
+    for token in processor.get("special_tokens", {}).values():
+        token["ids"] = [new_ids[piece] for piece in token["tokens"]]
+    for name in ("sep", "cls"):
+        if name in processor:
+            piece = processor[name][0]
+            processor[name] = [piece, new_ids[piece]]

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "scripts" / "readme_tables.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tables = load()
+
+
+def line(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "bench": "demo",
+        "row": "default",
+        "kind": "pocket",
+        "method": "distilled",
+        "task": "critics",
+        "split": "test",
+        "metric": "accuracy",
+        "seed": 0,
+        "score": 0.8,
+        "score_low": 0.78,
+        "score_high": 0.82,
+        "retention_pct": 98.0,
+        "size_bytes": 5_000_000,
+        "smaller_x": 16.0,
+        "p50_ms": 1.5,
+        "faster_x": 4.0,
+        "faster_x_eager_torch": 8.0,
+        "threads": 2,
+        "make_minutes": 6.0,
+        "energy_wh": 3.0,
+        "energy_method": "tdp",
+        "commit": "0123456789abcdef",
+        "recipe_sha256": "aa",
+        "machine": "two cores",
+        "when": "2026-01-01T00:00:00+00:00",
+    }
+    return {**values, **changes}
+
+
+def project(folder: Path, lines: list[dict[str, Any]]) -> Path:
+    results = folder / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (folder / "docs").mkdir()
+    text = "before\n<!-- table:demo -->\nold\n<!-- /table -->\nafter\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "docs" / "page.md").write_text("no table here\n", encoding="utf-8")
+    if lines:
+        content = "".join(json.dumps(values) + "\n" for values in lines)
+        (results / "demo.jsonl").write_text(content, encoding="utf-8")
+    return folder
+
+
+def rows(text: str) -> list[list[str]]:
+    return [re.split(r"\s*\|\s*", row.strip("| \n")) for row in text.splitlines() if row.startswith("|")]
+
+
+def test_no_results_says_so(tmp_path: Path) -> None:
+    root = project(tmp_path, [])
+    assert tables.main([], root) == 0
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert "Not measured yet" in text
+    assert text.startswith("before\n") and text.endswith("after\n")
+
+
+def test_check_changes_nothing_and_fails_until_rewritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = project(tmp_path, [line()])
+    before = (root / "README.md").read_text(encoding="utf-8")
+    assert tables.main(["--check"], root) == 1
+    assert "README.md: stale; run: make tables" in capsys.readouterr().out
+    assert (root / "README.md").read_text(encoding="utf-8") == before
+    assert tables.main([], root) == 0
+    assert tables.main(["--check"], root) == 0
+
+
+def test_median_and_extremes_over_seeds() -> None:
+    lines = [line(seed=seed, p50_ms=ms) for seed, ms in enumerate((1.5, 9.0, 2.0))]
+    head, _, row = rows(tables.table(lines))
+    assert row[head.index("p50, ms")] == "2.00 (1.50 to 9.00)"
+    assert row[head.index("size, MB")] == "5.00"
+    assert row[head.index("accuracy [interval]")] == "80.0 [78.0, 82.0]"
+    assert row[head.index("faster, same runtime")] == "4.00x"
+
+
+def test_a_seed_measured_again_replaces_its_older_line() -> None:
+    lines = [line(p50_ms=9.0, when="2026-01-02"), line(p50_ms=1.0, when="2026-01-03")]
+    for order in (lines, lines[::-1]):
+        head, _, row = rows(tables.table(order))
+        assert row[head.index("p50, ms")] == "1.00"
+
+
+@pytest.mark.parametrize("changed", [{"recipe_sha256": "bb"}, {"machine": "four cores"}])
+def test_older_recipe_or_machine_is_left_out(changed: dict[str, str]) -> None:
+    lines = [line(seed=1, p50_ms=9.0, **changed), line(seed=0, p50_ms=1.0, when="2026-02-01")]
+    head, _, row = rows(tables.table(lines))
+    assert row[head.index("p50, ms")] == "1.00"
+
+
+def test_missing_figures_are_a_dash_and_never_zero() -> None:
+    head, _, row = rows(tables.table([line(energy_wh=None, score=None, size_bytes=None)]))
+    for name in ("Wh", "accuracy [interval]", "size, MB"):
+        assert row[head.index(name)] == "–"
+
+
+def test_teacher_first_and_controls_after_the_pocket() -> None:
+    lines = [line(row=kind, kind=kind) for kind in ("control", "pocket", "teacher")]
+    names = [row[0].split(",")[0] for row in rows(tables.table(lines))[2:]]
+    assert names == ["teacher", "**pocket", "control"]
+
+
+def test_several_tasks_name_the_task_and_keep_each_metric() -> None:
+    head, _, first, second = rows(
+        tables.table([line(task="sst2"), line(task="stsb", metric="pearson", score=0.8123)])
+    )
+    assert head[0] == "task" and "score [interval]" in head
+    assert (first[0], second[0]) == ("sst2", "stsb")
+    assert second[head.index("score [interval]")].startswith("0.812 ")
+
+
+def test_broken_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "demo.jsonl"
+    path.write_text('{"row": 1}\n{"row": \n', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"demo\.jsonl:2 is not JSON .*; mend the line by hand"):
+        tables.read_results(path)
+
+
+@given(st.floats(min_value=1e-3, max_value=1e6))
+def test_three_significant_digits(value: float) -> None:
+    shown = tables.significant(value)
+    assert "e" not in shown
+    assert float(shown) == pytest.approx(value, rel=0.006)
+
+
+@given(st.lists(st.floats(min_value=0.1, max_value=1e4), min_size=1, max_size=5))
+def test_spread_is_ordered(values: list[float]) -> None:
+    numbers = [float(number) for number in re.findall(r"[\d.]+", tables.spread(values, tables.significant))]
+    middle, low, high = numbers if len(numbers) == 3 else (numbers[0],) * 3
+    assert low <= middle <= high
