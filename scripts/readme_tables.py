@@ -21,14 +21,21 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from pocketlm.report.svg import points, size_score_picture
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 KINDS = ("teacher", "pocket", "control", "peer", "paper-recipe")
 PERCENT_METRICS = ("accuracy", "f1")
+
+PICTURE = Path("docs/demo.svg")
+PICTURE_SIZE = (880, 420)
+PICTURED = ("size_bytes", "score", "score_low", "score_high", "p50_ms")
 
 Line = Mapping[str, Any]
 Key = tuple[str, str, str, str]
@@ -192,6 +199,25 @@ def fill(text: str, results: Path) -> str:
     )
 
 
+def picture(lines: Sequence[Line]) -> str:
+    """Size against score of every model, medians over seeds, as an SVG file that stands alone."""
+    rows = [
+        {"label": group[0]["method"], "kind": key[1], **{name: _median(group, name) for name in PICTURED}}
+        for key, group in current(lines).items()
+    ]
+    page = resources.files("pocketlm").joinpath("report/template.html").read_text(encoding="utf-8")
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    svg = size_score_picture(points({"rows": rows}), lines[0]["metric"], *PICTURE_SIZE)
+    opening, _, rest = svg.partition(">")
+    opening = opening.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f"{opening}><style>{style}</style>{rest}\n"
+
+
+def _median(group: Sequence[Line], name: str) -> float | None:
+    known = [line[name] for line in group if line[name] is not None]
+    return median(known) if known else None
+
+
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Rewrite or check; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -205,6 +231,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
             stale.append(page.relative_to(root))
             if not check:
                 page.write_text(after, encoding="utf-8")
+    drawing, lines = root / PICTURE, read_results(root / "benchmarks" / "results" / "demo.jsonl")
+    if lines and (not drawing.exists() or drawing.read_text(encoding="utf-8") != picture(lines)):
+        stale.append(PICTURE)
+        if not check:
+            drawing.write_text(picture(lines), encoding="utf-8")
     for page in stale:
         print(f"{page}: {'stale; run: make tables' if check else 'rewritten'}")
     return 1 if check and stale else 0

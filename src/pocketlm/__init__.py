@@ -10,7 +10,9 @@ The verbs (`shrink`, `bench`) need the workshop: pip install 'pocketlm[compress]
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module, metadata
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pocketlm.errors import MissingExtraError
@@ -30,6 +32,17 @@ _HOMES = {
     "bench": "pocketlm.bench",
     "shrink": "pocketlm.shrink",
 }
+
+
+class _Package(ModuleType):
+    """Keeps `pocketlm.shrink` the function: importing the module of that name would put itself there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

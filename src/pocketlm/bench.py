@@ -60,7 +60,9 @@ def bench(
     recipe = resolve(values, overrides)
     artifact, _ = run(recipe, cache_folder(), progress, until="prepare" if against else "finetune")
     if artifact.task.pair != loaded.task.pair or artifact.task.kind != loaded.task.kind:
-        raise InputError(f"the data are for {artifact.task}, but the pocket is for {loaded.task}; give data of its task")
+        raise InputError(
+            f"the data are for {artifact.task}, but the pocket is for {loaded.task}; give data of its task"
+        )
     test = load_split(artifact.parts["data"], "test")
     task = loaded.task
     if artifact.task.labels != task.labels:

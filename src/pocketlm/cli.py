@@ -24,16 +24,22 @@ app.add_typer(recipe_app, name="recipe")
 
 INTERRUPTED = 130
 
-TeacherArgument = Annotated[str | None, typer.Argument(help="A folder, a Hub id or pypi:…; none: the demo's.")]
+TeacherArgument = Annotated[
+    str | None, typer.Argument(help="A folder, a Hub id or pypi:…; none: the demo's.")
+]
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="TSV, CSV, JSONL or Parquet, a folder of splits, or a Hub data set.")
+    str | None,
+    typer.Option("--data", help="TSV, CSV, JSONL or Parquet, a folder of splits, or a Hub data set."),
 ]
 ValidOption = Annotated[str | None, typer.Option("--valid", help="A file with the valid split.")]
 TestOption = Annotated[str | None, typer.Option("--test", help="A file with the test split.")]
-RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub teacher.")]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe in YAML.")]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub teacher.")
+]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe in YAML, or a pocket.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a field of a stage: distill.epochs=3. May be repeated.")
+    list[str] | None,
+    typer.Option("--set", help="Change a field of a stage: distill.epochs=3. May be repeated."),
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
 TextOption = Annotated[list[str] | None, typer.Option("--text", help="Text column; give it twice for pairs.")]
@@ -41,14 +47,21 @@ LabelOption = Annotated[str | None, typer.Option("--label", help="Label column."
 GroupOption = Annotated[
     str | None, typer.Option("--group", help="Column whose equal values stay on one side of a cut.")
 ]
-TaskOption = Annotated[str | None, typer.Option("--task", help="classification or regression; default: by label.")]
+TaskOption = Annotated[
+    str | None, typer.Option("--task", help="classification or regression; default: by label.")
+]
 StratifyOption = Annotated[bool, typer.Option("--stratify", help="Cut missing splits within each label.")]
-RowsOption = Annotated[int | None, typer.Option("--train-rows", help="Train on a fixed sample of so many rows.")]
+RowsOption = Annotated[
+    int | None, typer.Option("--train-rows", help="Train on a fixed sample of so many rows.")
+]
 FineTuneOption = Annotated[
-    str | None, typer.Option("--fine-tune", help="auto (where the teacher's head does not fit), always or never.")
+    str | None,
+    typer.Option("--fine-tune", help="auto (where the teacher's head does not fit), always or never."),
 ]
 NoControlsOption = Annotated[bool, typer.Option("--no-controls", help="Skip the controls.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: all cores.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads; default: all cores.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -81,7 +94,9 @@ def shrink(
     train_rows: RowsOption = None,
     fine_tune: FineTuneOption = None,
     no_controls: NoControlsOption = False,
-    out: Annotated[Path | None, typer.Option("--out", help="The pocket's folder; default: pockets/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The pocket's folder; default: pockets/NAME.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another recipe's pocket.")] = False,
     threads: ThreadsOption = None,
 ) -> None:
@@ -92,10 +107,19 @@ def shrink(
     from pocketlm.runtime.manifest import read_info
 
     folder = run_shrink(
-        teacher, data, valid=valid, test=test, revision=revision, recipe=recipe, seed=seed, out=out,
-        overwrite=overwrite, threads=threads, progress=Bars(),
+        teacher,
+        data,
+        valid=valid,
+        test=test,
+        revision=revision,
+        recipe=recipe,
+        seed=seed,
+        out=out,
+        overwrite=overwrite,
+        threads=threads,
+        progress=Bars(),
         overrides=_overrides(set_, text, label, group, task, stratify, train_rows, fine_tune, no_controls),
-    )  # fmt: skip
+    )
     ledger = read_info(folder)["ledger"]
     console = Console()
     console.print(ledger_table(ledger))
@@ -108,8 +132,13 @@ def shrink(
 def run(
     pocket: Annotated[Path, typer.Argument(help="A pocket's folder.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; for pairs, two after each other.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="A text a line, a tab between the two of a pair; - is standard input.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line, with all probabilities.")] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="A text a line, a tab between the two of a pair; - is standard input."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object a line, with all probabilities.")
+    ] = False,
     threads: ThreadsOption = None,
 ) -> None:
     """Predict with a pocket; no torch is needed."""
@@ -117,20 +146,37 @@ def run(
 
     model = load(pocket, threads)
     if (texts is None) == (file is None):
-        raise InputError("give texts after the pocket, or --file FILE with a text a line; exactly one of the two")
+        raise InputError(
+            "give texts after the pocket, or --file FILE with a text a line; exactly one of the two"
+        )
     inputs = _lines(file, model.task.pair) if file else _arguments(texts or [], model.task.pair)
     for text, prediction in zip(inputs, model.predict(inputs), strict=True):
         if as_json:
-            values = {"text": text, "label": prediction.label, "score": prediction.score, "scores": prediction.scores}
-            print(json.dumps({name: value for name, value in values.items() if value is not None}, ensure_ascii=False))
+            values = {
+                "text": text,
+                "label": prediction.label,
+                "score": prediction.score,
+                "scores": prediction.scores,
+            }
+            print(
+                json.dumps(
+                    {name: value for name, value in values.items() if value is not None}, ensure_ascii=False
+                )
+            )
         else:
-            print(f"{prediction.score:.4f}" if prediction.label is None else f"{prediction.label}\t{prediction.score:.3f}")
+            print(
+                f"{prediction.score:.4f}"
+                if prediction.label is None
+                else f"{prediction.label}\t{prediction.score:.3f}"
+            )
 
 
 @app.command()
 def bench(
     pocket: Annotated[Path, typer.Argument(help="A pocket's folder.")],
-    against: Annotated[str | None, typer.Option("--against", help="A teacher; default: the one of the pocket's recipe.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="A teacher; default: the one of the pocket's recipe.")
+    ] = None,
     revision: RevisionOption = None,
     data: DataOption = None,
     text: TextOption = None,
@@ -145,17 +191,30 @@ def bench(
     from pocketlm.report.table import ledger_table
 
     ledger = run_bench(
-        pocket, against, revision=revision, data=data, overrides=_overrides(None, text, label),
-        rounds=rounds, threads=threads, progress=Bars(),
-    )  # fmt: skip
+        pocket,
+        against,
+        revision=revision,
+        data=data,
+        overrides=_overrides(None, text, label),
+        rounds=rounds,
+        threads=threads,
+        progress=Bars(),
+    )
     if as_json:
         print(json.dumps(ledger, ensure_ascii=False))
         return
     console = Console()
     console.print(ledger_table(ledger))
-    for name, title in (("faster_x", "same runtime"), ("faster_x_eager_torch", "eager PyTorch"), ("throughput_x", "batches of 32")):
+    for name, title in (
+        ("faster_x", "same runtime"),
+        ("faster_x_eager_torch", "eager PyTorch"),
+        ("throughput_x", "batches of 32"),
+    ):
         ratio = ledger["ratios"][name]
-        console.print(f"{ratio['median']:.2f}x faster ({ratio['low']:.2f} to {ratio['high']:.2f}), {title}", markup=False)
+        console.print(
+            f"{ratio['median']:.2f}x faster ({ratio['low']:.2f} to {ratio['high']:.2f}), {title}",
+            markup=False,
+        )
     for verdict in ledger["verdicts"]:
         console.print(verdict, style="yellow", markup=False)
 
@@ -169,13 +228,9 @@ def show(
     seed: SeedOption = None,
 ) -> None:
     """Print a recipe with every field of every stage."""
-    recipes = _workshop("pocketlm.recipe")
-    shrinks = _workshop("pocketlm.shrink")
-    overrides = _overrides(set_)
-    if source is not None and source.is_dir():
-        print(recipes.resolve(shrinks.recipe_of(source), overrides).to_yaml(), end="")
-        return
-    resolved = shrinks.resolved_recipe(teacher, data, recipe=source, overrides=overrides, seed=seed)
+    resolved = _workshop("pocketlm.shrink").resolved_recipe(
+        teacher, data, recipe=source, overrides=_overrides(set_), seed=seed
+    )
     print(resolved.to_yaml(), end="")
 
 
@@ -191,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         errors.print("stopped; the same command goes on from here", markup=False)
         code = INTERRUPTED
     except typer.TyperException as error:
-        error.show()
+        error.show()  # pyright: ignore[reportAttributeAccessIssue] (every subclass has it)
         code = error.exit_code
     except BrokenPipeError:
         code = 0
@@ -244,7 +299,9 @@ def _arguments(texts: Sequence[str], pair: bool) -> list[Any]:
     if not pair:
         return list(texts)
     if len(texts) % 2:
-        raise InputError(f"the pocket reads pairs, and {len(texts)} texts are not pairs; give two after each other")
+        raise InputError(
+            f"the pocket reads pairs, and {len(texts)} texts are not pairs; give two after each other"
+        )
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
@@ -259,5 +316,7 @@ def _lines(file: Path, pair: bool) -> list[Any]:
     pairs = [tuple(line.split("\t")) for line in lines]
     for number, fields in enumerate(pairs, start=1):
         if len(fields) != 2:
-            raise InputError(f"{file}, line {number}: the pocket reads pairs, so give two texts with one tab between")
+            raise InputError(
+                f"{file}, line {number}: the pocket reads pairs, so give two texts with one tab between"
+            )
     return pairs

@@ -5,25 +5,27 @@ head over the pooled first position, all weights trained at a small learning rat
 
 Deviations: the best epoch on valid is kept rather than the last; word embeddings may stay as they
 were pre-trained (`freeze_embeddings`), which saves time and hardly moves the score on little data;
-regression is trained on standardized targets, and the scale is folded into the head afterwards, so
-that a label range of 0-1 or 0-100 trains as well as one of 0-5.
+there is no dropout (see `docs/decisions/0003`); regression is trained on standardized targets, and
+the scale is folded into the head afterwards, so that a label range of 0-1 or 0-100 trains as well as
+one of 0-5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import Examples, load_split
-from pocketlm.errors import TeacherError
+from pocketlm.errors import RecipeError, TeacherError
 from pocketlm.metrics import score
 from pocketlm.models.load import Classifier, head_of, output_layer, with_new_head
 from pocketlm.stage import Context
@@ -32,7 +34,9 @@ from pocketlm.tokenization.encode import Encoded
 from pocketlm.train import Loss, Point, Precision, Settings, train
 
 Mode = Literal["auto", "always", "never"]
+Indices = NDArray[np.intp]
 SWAPPED_MARGIN = 0.1
+SHORTEST = 8
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ class FineTune:
         mode: `auto` trains only a teacher without a head for this task; `always` replaces the head it
             has; `never` fails where it has none.
         freeze_embeddings: Leave the word embeddings as they were pre-trained.
-        dropout: Of hidden states and attention while training.
+        dropout: Of hidden states, attention and head while training.
 
-    The rest is `pocketlm.train.Settings`; `max_length` is in pieces.
+    The rest is `pocketlm.train.Settings`; `max_length` is in pieces, and
+    at most what the teacher has positions for.
     """
 
     mode: Mode = "auto"
@@ -54,14 +59,38 @@ class FineTune:
     batch_size: int = 32
     micro_batch: int | None = None
     warmup: float = 0.1
-    patience: int | None = 1
+    patience: int | None = None
     evaluations: int = 1
     max_length: int = 128
     freeze_embeddings: bool = True
-    dropout: float = 0.1
+    dropout: float = 0.0
     precision: Precision = "auto"
     seed: int = 0
     distributed: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _ = self.settings  # out of range is told at once
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout={self.dropout} is out of range; allowed: 0 up to below 1")
+        if self.max_length < SHORTEST:
+            raise RecipeError(
+                f"max_length={self.max_length} leaves no room for text; allowed: {SHORTEST} or more"
+            )
+
+    @property
+    def settings(self) -> Settings:
+        """How it trains."""
+        return Settings(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            micro_batch=self.micro_batch,
+            warmup=self.warmup,
+            patience=self.patience,
+            evaluations=self.evaluations,
+            seed=self.seed,
+            precision=self.precision,
+        )
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Adds the part `teacher` and the figures `teacher` (valid score, curve, whether trained).
@@ -81,11 +110,14 @@ class FineTune:
         check_teacher(teacher, valid, reached)
         folder = context.folder / "teacher"
         teacher.save(folder)
-        figures = {"valid_score": reached, "trained": order is None, "curve": [asdict(point) for point in curve]}
-        return (
-            artifact.with_part("teacher", folder)
-            .with_figures(teacher=figures, max_length=self.max_length)
-        )  # fmt: skip
+        figures = {
+            "valid_score": reached,
+            "trained": order is None,
+            "curve": [asdict(point) for point in curve],
+        }
+        return artifact.with_part("teacher", folder).with_figures(
+            teacher=figures, max_length=teacher.max_length
+        )
 
     def _train(self, artifact: Artifact, context: Context, valid: Examples) -> tuple[Classifier, list[Point]]:
         task = artifact.task
@@ -100,16 +132,12 @@ class FineTune:
             teacher.model,
             label_loss(teacher, encoded, (np.asarray(examples.labels) - mean) / scale),
             encoded.lengths,
-            Settings(
-                epochs=self.epochs, learning_rate=self.learning_rate, batch_size=self.batch_size,
-                micro_batch=self.micro_batch, warmup=self.warmup, patience=self.patience,
-                evaluations=self.evaluations, seed=self.seed, precision=self.precision,
-            ),
+            self.settings,
             lambda: valid_score(teacher, valid_encoded, valid),
             context.checkpoints,
             context.progress,
             "fine-tune the teacher",
-        )  # fmt: skip
+        )
         fold_scale(teacher.model, mean, scale)
         return teacher, curve
 
@@ -117,14 +145,16 @@ class FineTune:
 def fitting_head(head: Sequence[str] | None, task: Task, mode: str) -> tuple[int, ...] | None:
     """Teacher's output for every output of the task; None where a new head is to be trained.
 
-    Names are compared without case. A head named `LABEL_0 …`, or labels that are the numbers 0 … n-1,
-    are taken in their order: `check_teacher` finds it out if that is wrong.
+    Names are compared as they are, then without case. A head named `LABEL_0 …`, or labels that are the
+    numbers 0 … n-1, are taken in their order: `check_teacher` finds it out if that is wrong.
 
     Raises:
         TeacherError: the head has other labels than the data, or there is none and `mode` is `never`.
     """
     if head is None and mode == "never":
-        raise TeacherError("the teacher has no classification head, and fine-tuning is switched off; use mode: auto")
+        raise TeacherError(
+            "the teacher has no classification head, and fine-tuning is switched off; use mode: auto"
+        )
     if head is None or mode == "always":
         return None
     advice = "give data of the teacher's own labels, or train a new head with --fine-tune always"
@@ -135,15 +165,17 @@ def fitting_head(head: Sequence[str] | None, task: Task, mode: str) -> tuple[int
         )
     if task.kind == "regression":
         return (0,)
-    names = {name.casefold(): index for index, name in enumerate(head)}
-    wanted = [label.casefold() for label in task.labels]
-    if set(wanted) == set(names):
-        return tuple(names[label] for label in wanted)
+    for spelled in (str, str.casefold):
+        names = {spelled(name): index for index, name in enumerate(head)}
+        if len(names) == len(head) and {spelled(label) for label in task.labels} == set(names):
+            return tuple(names[spelled(label)] for label in task.labels)
     identity = tuple(range(len(head)))
     unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(head))
-    if unnamed or wanted == [str(index) for index in identity]:
+    if unnamed or list(task.labels) == [str(index) for index in identity]:
         return identity
-    raise TeacherError(f"the teacher's labels are {_some(head)}, but the data's are {_some(task.labels)}; {advice}")
+    raise TeacherError(
+        f"the teacher's labels are {_some(head)}, but the data's are {_some(task.labels)}; {advice}"
+    )
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:
@@ -170,19 +202,19 @@ def check_teacher(teacher: Classifier, valid: Examples, reached: float) -> None:
     if task.kind == "regression":
         if reached <= 0:
             raise TeacherError(
-                f"the teacher's predictions do not correlate with the labels of valid (Pearson {reached:.3f}); "
-                "check the label column, or train longer (epochs in the recipe's finetune stage)"
+                f"the teacher's predictions do not correlate with the labels of valid (Pearson {reached:.3f})"
+                "; check the label column, or train longer (epochs in the recipe's finetune stage)"
             )
         return
     labels = np.asarray(valid.labels)
     predicted = teacher.logits(teacher.encode(valid.texts)).argmax(axis=1)
     counts = np.zeros((task.outputs, task.outputs), dtype=np.int64)
     np.add.at(counts, (predicted, labels), 1)
-    rows, columns = linear_sum_assignment(counts, maximize=True)
+    rows, columns = cast(tuple[Indices, Indices], linear_sum_assignment(counts, maximize=True))
     best = counts[rows, columns].sum() / len(labels)
     majority = np.bincount(labels).max() / len(labels)
     if best > max(reached, majority) + SWAPPED_MARGIN:
-        order = ", ".join(task.labels[column] for column in columns)
+        order = ", ".join(task.labels[int(column)] for column in columns)
         raise TeacherError(
             f"the teacher's labels are in another order than the data's: accuracy on valid is {reached:.1%}, "
             f"but {best:.1%} if its outputs meant {order}; name the teacher's labels in that order in "
@@ -191,14 +223,16 @@ def check_teacher(teacher: Classifier, valid: Examples, reached: float) -> None:
     if reached <= majority:
         raise TeacherError(
             f"the teacher is right on {reached:.1%} of valid, and always answering "
-            f"{task.labels[int(np.bincount(labels).argmax())]!r} on {majority:.1%}: there is nothing to distil; "
-            "train it longer (epochs), give it more rows, or check the label column"
+            f"{task.labels[int(np.bincount(labels).argmax())]!r} on {majority:.1%}: there is nothing to "
+            "distil; train it longer (epochs), give it more rows, or check the label column"
         )
 
 
 def valid_score(classifier: Classifier, encoded: Encoded, examples: Examples) -> float:
     """The headline metric of the task on some examples."""
-    return score(classifier.task, classifier.logits(encoded), np.asarray(examples.labels))[classifier.task.metric]
+    return score(classifier.task, classifier.logits(encoded), np.asarray(examples.labels))[
+        classifier.task.metric
+    ]
 
 
 def label_loss(classifier: Classifier, encoded: Encoded, targets: np.ndarray) -> Loss:
@@ -233,7 +267,8 @@ def target_scale(examples: Examples, task: Task) -> tuple[float, float]:
     if task.kind == "classification":
         return 0.0, 1.0
     labels = np.asarray(examples.labels, dtype=np.float64)
-    return float(labels.mean()), float(labels.std()) or 1.0
+    # ptp is exactly 0 for equal labels; a standard deviation is not, because the mean is rounded.
+    return float(labels.mean()), float(labels.std()) if np.ptp(labels) else 1.0
 
 
 def fold_scale(model: nn.Module, mean: float, scale: float) -> None:

@@ -88,19 +88,30 @@ def run(
     costs: list[Cost] = []
     with storage_errors(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
-        artifact = start(recipe, cache_dir, progress)
-        for stage in recipe.stages:
-            artifact = _step(stage, artifact, cache_dir, progress, threads)
-            folder = cache_dir / "stages" / artifact.digest
-            costs.append(Cost(**json.loads((folder / "cost.json").read_text())))
-            if STAGE_NAMES[type(stage)] == until:
-                break
+        artifact = named = start(recipe, cache_dir, progress)
+        names = [STAGE_NAMES[type(stage)] for stage in recipe.stages]
+        stages = recipe.stages[: names.index(until) + 1 if until else None]
+        with progress.task("stages", len(stages)) as advance:
+            for stage in stages:
+                artifact = _step(stage, artifact, cache_dir, progress, threads)
+                # The cache may have met the same bytes at another place, under another name.
+                artifact = dataclasses.replace(
+                    artifact,
+                    parts={**artifact.parts, **named.parts},
+                    figures={**artifact.figures, **named.figures},
+                )
+                folder = cache_dir / "stages" / artifact.digest
+                costs.append(Cost(**json.loads((folder / "cost.json").read_text())))
+                advance(1)
     return artifact, costs
 
 
 def _step(stage: Stage, artifact: Artifact, cache_dir: Path, progress: Progress, threads: int) -> Artifact:
     """The artifact after `stage`: from the cache, or by running it."""
-    digest = _digest("\n".join([artifact.digest, repr(stage), code_digest(type(stage).__module__)]))
+    causes = [artifact.digest, repr(stage), code_digest(type(stage).__module__)]
+    if getattr(stage, "timed", False):
+        causes.append(f"threads={threads}")
+    digest = _digest("\n".join(causes))
     folder = cache_dir / "stages" / digest
     done = folder / "artifact.json"
     main = is_main_process()

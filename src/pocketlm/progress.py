@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -17,7 +17,9 @@ LINE_EVERY_SECONDS = 15.0
 class Progress(Protocol):
     """What a stage needs in order to show how far it is."""
 
-    def task(self, description: str, total: int, done: int = 0) -> AbstractContextManager[Callable[[int], None]]:
+    def task(
+        self, description: str, total: int, done: int = 0
+    ) -> AbstractContextManager[Callable[[int], None]]:
         """Open a bar of `total` steps, `done` of them behind us; yields a function that advances it."""
         ...
 
@@ -30,7 +32,7 @@ class Quiet:
     """Shows nothing: the default of the Python API."""
 
     @contextmanager
-    def task(self, description: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    def task(self, description: str, total: int, done: int = 0) -> Generator[Callable[[int], None]]:
         """A bar that nobody sees."""
         del description, total, done
         yield lambda steps: None
@@ -45,9 +47,19 @@ class Bars:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
+        self._bars = RichProgress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._open = 0
 
     @contextmanager
-    def task(self, description: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    def task(self, description: str, total: int, done: int = 0) -> Generator[Callable[[int], None]]:
         """See `Progress.task`."""
         manager = self._bar if self.console.is_terminal else self._lines
         with manager(description, total, done) as advance:
@@ -58,21 +70,21 @@ class Bars:
         self.console.print(message, highlight=False, markup=False)
 
     @contextmanager
-    def _bar(self, description: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
-        columns = (
-            TextColumn("{task.description:<28}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with RichProgress(*columns, console=self.console) as bars:
-            bar = bars.add_task(description, total=total, completed=done)
-            yield lambda steps: bars.advance(bar, steps)
+    def _bar(self, description: str, total: int, done: int) -> Generator[Callable[[int], None]]:
+        # Bars may be open inside each other, and only one display can live on a terminal.
+        bar = self._bars.add_task(description, total=total, completed=done)
+        self._open += 1
+        if self._open == 1:
+            self._bars.start()
+        try:
+            yield lambda steps: self._bars.advance(bar, steps)
+        finally:
+            self._open -= 1
+            if self._open == 0:
+                self._bars.stop()
 
     @contextmanager
-    def _lines(self, description: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    def _lines(self, description: str, total: int, done: int) -> Generator[Callable[[int], None]]:
         start = last = time.monotonic()
         first = done
 

@@ -35,8 +35,8 @@ from pocketlm.errors import RecipeError
 from pocketlm.export.onnx import Export
 from pocketlm.export.pack import Pack
 from pocketlm.finetune import FineTune
-from pocketlm.measure.controls import Controls
 from pocketlm.measure.compare import Measure
+from pocketlm.measure.controls import Controls
 from pocketlm.models.student import BuildStudent
 from pocketlm.quantize.int8 import QuantizeInt8
 from pocketlm.stage import Stage
@@ -53,6 +53,7 @@ STAGES: dict[str, type] = {
     "controls": Controls,
     "measure": Measure,
 }
+OPTIONAL = ("teacher_outputs", "distill", "int8")
 KEYS = ("teacher", "revision", "data", "seed", "stages", "set")
 STAGE_NAMES: dict[type, str] = {stage: name for name, stage in STAGES.items()}
 
@@ -91,13 +92,13 @@ class Recipe:
     stages: tuple[Stage, ...] = field(default_factory=tuple)
 
     def to_yaml(self) -> str:
-        """The whole recipe, every field of every stage."""
+        """The whole recipe, every field of every stage; a seed only where it is not the recipe's."""
         values = {
             "teacher": self.teacher,
             "revision": self.revision,
             "data": dataclasses.asdict(self.data),
             "seed": self.seed,
-            "stages": [{STAGE_NAMES[type(stage)]: _fields(stage)} for stage in self.stages],
+            "stages": [{STAGE_NAMES[type(stage)]: _fields(stage, self.seed)} for stage in self.stages],
         }
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
@@ -132,13 +133,18 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Re
         for name, fields in listed:
             if name == stage:
                 fields[key] = value
+    _check_order([name for name, _ in listed])
     seed = merged.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise RecipeError(f"seed: {seed!r} is not a whole number")
-    data = merged["data"] if isinstance(merged["data"], Mapping) else {"train": merged["data"]}
+    revision = merged.get("revision")
+    if not isinstance(revision, str | None):
+        raise RecipeError(f"revision: {revision!r} is not a text; put it in quotes")
+    given = merged["data"]
+    data = cast(Mapping[str, Any], given) if isinstance(given, Mapping) else {"train": given}
     return Recipe(
         teacher=str(merged["teacher"]),
-        revision=merged.get("revision"),
+        revision=revision,
         data=cast(DataSources, _typed(DataSources, data, "data")),
         seed=seed,
         stages=tuple(_stage(name, fields, seed) for name, fields in listed),
@@ -163,7 +169,9 @@ def setting(text: str) -> Override:
 
 def demo() -> dict[str, Any]:
     """The recipe of `pocketlm shrink` without arguments."""
-    return parse(resources.files("pocketlm").joinpath("recipes/demo.yaml").read_text(encoding="utf-8"), "demo")
+    return parse(
+        resources.files("pocketlm").joinpath("recipes/demo.yaml").read_text(encoding="utf-8"), "demo"
+    )
 
 
 def read(path: Path | None) -> dict[str, Any]:
@@ -173,7 +181,9 @@ def read(path: Path | None) -> dict[str, Any]:
         RecipeError: no such file, or not a YAML mapping.
     """
     if path is None:
-        return parse(resources.files("pocketlm").joinpath("recipes/default.yaml").read_text("utf-8"), "default")
+        return parse(
+            resources.files("pocketlm").joinpath("recipes/default.yaml").read_text("utf-8"), "default"
+        )
     try:
         return parse(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -196,9 +206,10 @@ def parse(text: str, name: str) -> dict[str, Any]:
 
 
 def _set_of(values: Any) -> list[Override]:
-    if not isinstance(values, Mapping) or not all(isinstance(fields, Mapping) for fields in values.values()):
+    stages = cast(Mapping[str, Any], values)
+    if not isinstance(values, Mapping) or not all(isinstance(fields, Mapping) for fields in stages.values()):
         raise RecipeError(f"set: {values!r} is not of the form `set: {{stage: {{field: value}}}}`")
-    return [(stage, key, value) for stage, fields in values.items() for key, value in fields.items()]
+    return [(stage, key, value) for stage, fields in stages.items() for key, value in fields.items()]
 
 
 def _stage_list(stages: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -206,7 +217,7 @@ def _stage_list(stages: Any) -> list[tuple[str, dict[str, Any]]]:
         raise RecipeError("stages: give a list such as `- finetune: {epochs: 2}`")
     listed: list[tuple[str, dict[str, Any]]] = []
     for entry in cast(list[Any], stages):
-        pair = {entry: {}} if isinstance(entry, str) else entry
+        pair = cast(Any, {entry: {}}) if isinstance(entry, str) else entry
         if not isinstance(pair, dict) or len(cast(dict[Any, Any], pair)) != 1:
             raise RecipeError(f"stages: {entry!r} is not one stage name with its fields")
         ((name, fields),) = cast(dict[Any, Any], pair).items()
@@ -215,6 +226,18 @@ def _stage_list(stages: Any) -> list[tuple[str, dict[str, Any]]]:
             raise RecipeError(f"stages: the fields of {name} are {fields!r}; give keys with values")
         listed.append((name, dict(fields or {})))
     return listed
+
+
+def _check_order(names: Sequence[str]) -> None:
+    """Every stage finds what it needs: the known order, none twice, and only some may be left out."""
+    needed = {name for name in STAGES if name not in OPTIONAL}
+    needed |= {"teacher_outputs"} if "distill" in names else set()
+    wanted = [name for name in STAGES if name in needed or name in names]
+    if list(names) != wanted:
+        raise RecipeError(
+            f"stages: {', '.join(names)} cannot run in a row; give {', '.join(wanted)} "
+            f"(only {', '.join(OPTIONAL)} may be left out, and distill needs teacher_outputs)"
+        )
 
 
 def _stage(name: str, fields: Mapping[str, Any], seed: int) -> Stage:
@@ -228,9 +251,13 @@ def _typed(cls: type, values: Mapping[str, Any], where: str) -> Any:
     _known(values, tuple(known.name for known in dataclasses.fields(cls)), where)
     try:
         return TypeAdapter(cls).validate_python(dict(values))
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or where
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise RecipeError(f"{where}: {place} is missing; give it a value") from error
         raise RecipeError(f"{where}: {place}={first['input']!r}: {first['msg']}") from error
 
 
@@ -243,6 +270,10 @@ def _known(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:
             )
 
 
-def _fields(stage: Stage) -> dict[str, Any]:
+def _fields(stage: Stage, seed: int) -> dict[str, Any]:
     values = dataclasses.asdict(cast(Any, stage))
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return {
+        key: list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value
+        for key, value in values.items()
+        if (key, value) != ("seed", seed)
+    }

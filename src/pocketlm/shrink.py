@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pocketlm.artifact import Artifact, write_json
 from pocketlm.errors import InputError, PocketError, storage_errors
@@ -51,7 +54,7 @@ def shrink(
         valid: A file with the valid split.
         test: A file with the test split.
         revision: Of a Hub teacher.
-        recipe: A YAML file; see `pocketlm.recipe`.
+        recipe: A YAML file, see `pocketlm.recipe`; or a pocket, for the recipe it carries.
         overrides: Fields of stages to change: (stage, field, value).
         seed: Of everything random.
         out: The pocket's folder; None is `pockets/NAME`, named after the data.
@@ -100,7 +103,11 @@ def resolved_recipe(
     }
     if data is None and (valid or test):
         raise InputError("a valid or test file was given, but no training data; name them with --data")
-    values: dict[str, Any] = read(recipe) if recipe else demo() if teacher is None and data is None else {}
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        values |= recipe_of(recipe) if recipe.is_dir() else read(recipe)
+    elif teacher is None and data is None:
+        values |= demo()
     values |= {name: value for name, value in given.items() if value is not None}
     if "data" not in values:
         raise InputError(f"the teacher {teacher} was given, but no data; name a file or folder with --data")
@@ -123,6 +130,10 @@ def check_output(folder: Path, recipe: Recipe, overwrite: bool) -> None:
         InputError: something else is there, or a pocket that another recipe made.
         StorageError: the folder cannot be written.
     """
+    if folder.name in ("", ".."):
+        raise InputError(f"--out {folder} has no name of its own; name a folder such as pockets/reviews")
+    with storage_errors(folder):
+        clear_remains(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         try:
             made_by = read_info(folder).get("recipe_sha256")
@@ -142,12 +153,17 @@ def check_output(folder: Path, recipe: Recipe, overwrite: bool) -> None:
 def write_pocket(folder: Path, artifact: Artifact, costs: Sequence[Cost], recipe: Recipe) -> None:
     """Write the pocket aside, then rename: it is whole or absent, and an older one stays till then."""
     with aside(folder) as made:
-        shutil.copytree(artifact.parts["pocket"], made, dirs_exist_ok=True)
+        for file in artifact.parts["pocket"].iterdir():
+            shutil.copyfile(file, made / file.name)
         figures = artifact.figures
         info: dict[str, Any] = {
             **read_info(made),
             "name": folder.name,
-            "teacher": {"name": figures["teacher_name"], "source": recipe.teacher, "licence": figures["licence"]},
+            "teacher": {
+                "name": figures["teacher_name"],
+                "source": recipe.teacher,
+                "licence": figures["licence"],
+            },
             "data": {
                 "source": recipe.data.train,
                 **{name: figures[name] for name in ("columns", "rows", "dropped", "overlap")},
@@ -186,6 +202,18 @@ def replace_folder(new: Path, old: Path) -> None:
             os.replace(removed, old)
         raise
     shutil.rmtree(removed, ignore_errors=True)
+
+
+def clear_remains(folder: Path) -> None:
+    """Remove what killed runs left beside `folder`; a pocket that was just being replaced comes back."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        found = re.fullmatch(r"(\d+)\.(partial|old)", left.name.removeprefix(f".{folder.name}."))
+        if not found or (int(found[1]) != os.getpid() and psutil.pid_exists(int(found[1]))):
+            continue
+        if found[2] == "old" and not folder.exists():
+            os.replace(left, folder)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def recipe_of(folder: Path) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pocketlm.errors import PocketError
 
@@ -47,7 +47,9 @@ class Task:
         """
         kind, pair, labels = values.get("kind"), values.get("pair"), values.get("labels")
         if kind not in ("classification", "regression") or not isinstance(pair, bool):
-            raise PocketError(f"not a task this version knows: {values!r}; allowed kinds: classification, regression")
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise PocketError(
+                f"not a task this version knows: {values!r}; allowed kinds: classification, regression"
+            )
+        if not isinstance(labels, list) or not all(isinstance(x, str) for x in cast(list[Any], labels)):
             raise PocketError(f"the labels of a task are a list of names, not {labels!r}")
-        return cls(kind=kind, pair=pair, labels=tuple(labels))
+        return cls(kind=kind, pair=pair, labels=tuple(cast(list[str], labels)))

@@ -12,6 +12,7 @@ the optimizer and of the random numbers.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from pocketlm.data.batches import batch_order, shard
@@ -69,12 +70,17 @@ class Settings:
     def __post_init__(self) -> None:
         positive = ("epochs", "learning_rate", "batch_size", "clip", "evaluations")
         for name in positive:
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise RecipeError(f"{name}={getattr(self, name)} is out of range; it must be above 0")
         if not 0 <= self.warmup < 1:
             raise RecipeError(f"warmup={self.warmup} is out of range; allowed: 0 up to below 1")
-        if self.micro_batch is not None and self.micro_batch <= 0:
-            raise RecipeError(f"micro_batch={self.micro_batch} is out of range; it must be above 0, or null")
+        for name in ("weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name}={getattr(self, name)} is out of range; it must be 0 or more")
+        for name in ("micro_batch", "patience"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise RecipeError(f"{name}={value} is out of range; it must be above 0, or null")
 
 
 @dataclass
@@ -129,7 +135,9 @@ def train(
     half = settings.precision == "bf16" or (settings.precision == "auto" and has_bf16())
     set_seed(settings.seed)
     learner = nn.ModuleList([model] if loss_parameters is None else [model, loss_parameters])
-    optimizer = torch.optim.AdamW(_groups(learner, settings.weight_decay), lr=settings.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(
+        _groups(learner, settings.weight_decay), lr=settings.learning_rate, fused=True
+    )
     steps_per_epoch = -(-len(lengths) // settings.batch_size)
     total = settings.epochs * steps_per_epoch
     state = _State(curve=[])
@@ -147,7 +155,9 @@ def train(
                 rate = settings.learning_rate * _schedule(state.step, total, settings.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                state.loss_sum += _backward(accelerator, learner, model, loss, batch, settings.micro_batch, half)
+                state.loss_sum += _backward(
+                    accelerator, learner, model, loss, batch, settings.micro_batch, half
+                )
                 state.loss_count += 1
                 nn.utils.clip_grad_norm_(learner.parameters(), settings.clip)
                 optimizer.step()
@@ -225,7 +235,7 @@ def _sum_gradients(accelerator: Accelerator, learner: nn.Module) -> None:
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
     summed = cast(Tensor, accelerator.reduce(flat, "sum"))
-    for parameter, gradient in zip(trained, summed.split([p.numel() for p in trained]), strict=True):
+    for parameter, gradient in zip(trained, torch.split(summed, [p.numel() for p in trained]), strict=True):
         parameter.grad = gradient.view_as(parameter)
 
 
@@ -235,7 +245,11 @@ def _is_evaluation(step: int, steps_per_epoch: int, evaluations: int) -> bool:
 
 
 def _evaluate(
-    state: _State, evaluate: Callable[[], float], learner: nn.Module, best: dict[str, Tensor], patience: int | None
+    state: _State,
+    evaluate: Callable[[], float],
+    learner: nn.Module,
+    best: dict[str, Tensor],
+    patience: int | None,
 ) -> dict[str, Tensor]:
     learner.eval()
     with torch.no_grad():
@@ -268,7 +282,11 @@ def _checkpoint(
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A clone each: safetensors refuses tensors that share memory, as tied weights do.
-        save_file({name: tensor.clone() for name, tensor in tensors.items()}, aside, {"state": json.dumps(asdict(state))})
+        save_file(
+            {name: tensor.clone() for name, tensor in tensors.items()},
+            aside,
+            {"state": json.dumps(asdict(state))},
+        )
         os.replace(aside, path)
 
 
@@ -277,7 +295,7 @@ def _restore(
 ) -> tuple[_State, dict[str, Tensor]]:
     """The inverse of `_checkpoint`: fills the learner, the optimizer and the random numbers."""
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "moment": {}}
-    with safe_open(path, framework="pt") as file:
+    with cast(Any, safe_open(path, framework="pt")) as file:
         state = _State(**json.loads(file.metadata()["state"]))
         torch.set_rng_state(file.get_tensor("random"))
         for key in file.keys():  # noqa: SIM118 (not a dict)

@@ -33,7 +33,7 @@ def run(tmp_path: Path):
     def run(stage: Prepare, folder: Path = tmp_path / "stage", **sources: Path) -> tuple[Artifact, list[str]]:
         progress = Heard()
         artifact = Artifact("start", parts={f"{split}_source": path for split, path in sources.items()})
-        return stage(artifact, Context(folder, progress)), progress.lines
+        return stage(artifact, Context(folder, folder, progress)), progress.lines
 
     return run
 

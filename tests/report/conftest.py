@@ -69,7 +69,7 @@ FULL: dict[str, Any] = {
         "source": "reviews.csv",
         "columns": {"text": "quote", "label": "verdict", "group": "film"},
         "rows": {"train": 9412, "valid": 1190, "test": 1237},
-        "dropped": {"empty text": 3, "duplicate": 41},
+        "dropped": {"train": {"empty_text": 12, "other_label": 0}},
     },
     "history": [
         "Prepare(source='reviews.csv', group='film', seed=0)",
@@ -305,7 +305,7 @@ def _hostile() -> dict[str, Any]:
     pocket.update(name=nasty, recipe=nasty, history=[nasty])
     pocket["task"]["labels"] = [nasty, HOSTILE_TEXTS[2]]
     pocket["teacher"] = dict.fromkeys(("name", "source", "licence"), nasty)
-    pocket["data"].update(source=nasty, columns={nasty: nasty}, dropped={nasty: 3})
+    pocket["data"].update(source=nasty, columns={nasty: nasty}, dropped={nasty: {nasty: 3}})
     pocket["files"] = {nasty: {"sha256": nasty, "size_bytes": 1}}
     ledger = pocket["ledger"]
     ledger["confusion"]["labels"] = [nasty, HOSTILE_TEXTS[2]]

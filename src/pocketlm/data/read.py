@@ -303,8 +303,8 @@ def _plain(value: Any) -> Value:
 
 def _read_parquet(path: Path) -> Table:
     try:
-        import pyarrow  # pyright: ignore[reportMissingTypeStubs]
-        from pyarrow import parquet  # pyright: ignore[reportMissingTypeStubs]
+        import pyarrow
+        from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise MissingExtraError("pyarrow", "compress") from error
     parquet_file = cast(Any, parquet).ParquetFile  # unlike read_table, blind to the names of parent folders

@@ -45,8 +45,8 @@ class Distill:
     logits: float = 1.0
     labels: float = 0.0
     temperature: float = 2.0
-    epochs: int = 5
-    learning_rate: float = 1e-4
+    epochs: int = 8
+    learning_rate: float = 2e-4
     batch_size: int = 32
     micro_batch: int | None = None
     warmup: float = 0.1
@@ -60,13 +60,39 @@ class Distill:
         weights = (self.hidden, self.logits, self.labels)
         if min(weights) < 0 or max(weights) == 0 or self.temperature <= 0:
             raise RecipeError(
-                f"hidden={self.hidden}, logits={self.logits}, labels={self.labels}, temperature={self.temperature}: "
+                f"hidden={self.hidden}, logits={self.logits}, labels={self.labels}, "
+                f"temperature={self.temperature}: "
                 "weights must be 0 or more, one of them above 0, and the temperature above 0"
             )
+        _ = self.settings  # out of range is told at once
+
+    @property
+    def settings(self) -> Settings:
+        """How it trains."""
+        return Settings(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            micro_batch=self.micro_batch,
+            warmup=self.warmup,
+            patience=self.patience,
+            evaluations=self.evaluations,
+            seed=self.seed,
+            precision=self.precision,
+        )
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
-        """Replaces the part `student`; adds the figure `distil` (valid score and curve)."""
+        """Replaces the part `student`; adds the figure `distil` (valid score and curve).
+
+        Raises:
+            RecipeError: hidden states are to be compared, and none were kept.
+        """
         data = artifact.parts["data"]
+        if self.hidden and not artifact.figures["layer_map"]:
+            raise RecipeError(
+                f"hidden={self.hidden}, but the teacher's outputs hold no hidden states (layer_map: []); "
+                "set hidden: 0, or map layers in the teacher_outputs stage"
+            )
         student = Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
         examples, valid = load_split(data, "train"), load_split(data, "valid")
         encoded, valid_encoded = student.encode(examples.texts), student.encode(valid.texts)
@@ -76,23 +102,21 @@ class Distill:
             student.model,
             self.loss(student, encoded, Store.open(artifact.parts["teacher_outputs"]), targets, scale),
             encoded.lengths,
-            Settings(
-                epochs=self.epochs, learning_rate=self.learning_rate, batch_size=self.batch_size,
-                micro_batch=self.micro_batch, warmup=self.warmup, patience=self.patience,
-                evaluations=self.evaluations, seed=self.seed, precision=self.precision,
-            ),
+            self.settings,
             lambda: valid_score(student, valid_encoded, valid),
             context.checkpoints,
             context.progress,
             "distil the student",
-        )  # fmt: skip
+        )
         student.save(context.folder / "student")
         best = max(point.valid_score for point in curve)
         return artifact.with_part("student", context.folder / "student").with_figures(
             distil={"valid_score": best, "curve": [asdict(point) for point in curve]}
         )
 
-    def loss(self, student: Classifier, encoded: Encoded, store: Store, targets: Tensor, scale: float) -> Loss:
+    def loss(
+        self, student: Classifier, encoded: Encoded, store: Store, targets: Tensor, scale: float
+    ) -> Loss:
         """The weighted sum of the terms, one loss an example; numbers are compared in units of `scale`."""
         teacher_logits = torch.from_numpy(store.logits.copy())
         regression = student.task.kind == "regression"
@@ -110,7 +134,9 @@ class Distill:
                 ]
                 total = total + self.hidden * torch.stack(distances).mean(dim=0)
             if self.logits:
-                distance = logit_mse(logits, wanted) if regression else logit_kl(logits, wanted, self.temperature)
+                distance = (
+                    logit_mse(logits, wanted) if regression else logit_kl(logits, wanted, self.temperature)
+                )
                 total = total + self.logits * distance
             if self.labels:
                 total = total + self.labels * supervised(logits, targets[rows] / scale, student.task)

@@ -7,6 +7,7 @@ logits in float32, both memory-mapped: an epoch of distillation reads them and n
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from torch import Tensor
 
 from pocketlm.artifact import Artifact, write_json
 from pocketlm.data.examples import load_split
@@ -53,10 +55,11 @@ class TeacherOutputs:
         if layer_map is None:
             layer_map = (0, *(layer + 1 for layer in shape["teacher_layers"]))
         depth = teacher.model.config.num_hidden_layers
-        if layer_map and len(layer_map) != shape["layers"] + 1 or any(not 0 <= i <= depth for i in layer_map):
+        fits = not layer_map or len(layer_map) == shape["layers"] + 1
+        if not fits or any(not 0 <= state <= depth for state in layer_map):
             raise RecipeError(
-                f"layer_map={list(layer_map)} does not fit: give one of the teacher's states 0 to {depth} for the "
-                f"student's embeddings and for each of its {shape['layers']} layers"
+                f"layer_map={list(layer_map)} does not fit: give one of the teacher's states 0 to {depth} "
+                f"for the student's embeddings and for each of its {shape['layers']} layers"
             )
         texts = load_split(artifact.parts["data"], "train").texts
         students = Classifier(teacher.model, load_tokenizer(artifact.parts["student"]), task, max_length)
@@ -87,7 +90,9 @@ def compute(
             output = teacher.model(**teacher.inputs(encoded, indices), output_hidden_states=bool(layer_map))
             logits[indices] = output.logits.float().numpy()
             for row, index in enumerate(indices):
-                _store_hidden(hidden, known, output, row, layer_map, offsets[index], align(student, encoded, index))
+                at = slice(int(offsets[index]), int(offsets[index + 1]))
+                states = [output.hidden_states[layer][row] for layer in layer_map]
+                _fill(hidden[at], known[at], states, align(student, encoded, index))
             if (number + 1) % SAVE_EVERY_BATCHES == 0 or number + 1 == len(batches):
                 for array in (logits, hidden, known):
                     array.flush()
@@ -95,27 +100,31 @@ def compute(
             advance(1)
 
 
-def _store_hidden(
-    hidden: np.ndarray, known: np.ndarray, output: Any, row: int, layer_map: Sequence[int], start: int,
-    aligned: list[int],
-) -> None:  # fmt: skip
+def _fill(hidden: np.ndarray, known: np.ndarray, states: Sequence[Tensor], aligned: Sequence[int]) -> None:
+    """Fill one example's part of the store from the teacher's states, each [teacher's length, width]."""
     positions = torch.tensor(aligned)
-    known[start : start + len(aligned)] = (positions != UNALIGNED).numpy()
-    for column, layer in enumerate(layer_map):
-        states = output.hidden_states[layer][row]
-        hidden[start : start + len(aligned), column] = states[positions.clamp_min(0)].half().numpy()
+    known[:] = (positions != UNALIGNED).numpy()
+    for column, state in enumerate(states):
+        hidden[:, column] = state[positions.clamp_min(0)].half().numpy()
 
 
-def _memmap(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def _memmap(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
     """Open an array of this shape for writing; one of another shape or a half-made one is made anew."""
-    if path.exists():
-        try:
-            array = open_memmap(path, mode="r+")
-            if array.shape == shape and array.dtype == dtype:
-                return array
-        except ValueError:
-            pass
-    return open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    array = _found(path)
+    if array is None or array.shape != shape or array.dtype != dtype:
+        array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    # Writing to a map on a full disk kills the process; asking for the blocks first is an error to tell.
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _found(path: Path) -> np.memmap | None:
+    try:
+        return open_memmap(path, mode="r+") if path.exists() else None
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -137,10 +146,12 @@ class Store:
     @classmethod
     def open(cls, folder: Path) -> Store:
         """Map the arrays of a folder."""
-        arrays = [np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("logits", "hidden", "known", "offsets")]
+        arrays = [
+            np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("logits", "hidden", "known", "offsets")
+        ]
         return cls(*arrays)
 
-    def hidden_of(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def hidden_of(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """States [batch, length, mapped layers, width] in float32 and their mask [batch, length]."""
         spans = [(int(self.offsets[index]), int(self.offsets[index + 1])) for index in indices]
         length = max(end - start for start, end in spans)

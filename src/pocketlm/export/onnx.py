@@ -10,14 +10,16 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
@@ -74,18 +76,46 @@ class _Logits(nn.Module):
 
 def export(classifier: Classifier, path: Path) -> None:
     """Write a classifier as a float32 ONNX graph whose one output is `logits` [batch, outputs]."""
-    encoded = classifier.encode([("a b",) if not classifier.task.pair else ("a b", "c"), ("d",) * (1 + classifier.task.pair)])
+    encoded = classifier.encode(
+        [("a b",) if not classifier.task.pair else ("a b", "c"), ("d",) * (1 + classifier.task.pair)]
+    )
     inputs = classifier.inputs(encoded, [0, 1])
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     model = _Logits(classifier.model, list(inputs)).eval()
-    with _quiet():
+    with fused_attention(classifier.model), _quiet():
         program = torch.onnx.export(
-            model, tuple(inputs.values()), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=list(inputs), output_names=["logits"],
+            model,
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=list(inputs),
+            output_names=["logits"],
             dynamic_shapes=(tuple({0: batch, 1: length} for _ in inputs),),
-        )  # fmt: skip
+        )
+    graph = cast(onnx.ModelProto, cast(Any, program).model_proto)
+    forget_origin(graph)
     path.parent.mkdir(parents=True, exist_ok=True)
-    cast(Any, program).save(str(path))
+    onnx.save(graph, path)
+
+
+def forget_origin(model: onnx.ModelProto) -> None:
+    """Drop the stack traces that the exporter leaves in a graph: bytes, and paths of this machine."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+
+
+@contextlib.contextmanager
+def fused_attention(model: PreTrainedModel) -> Generator[None]:
+    """Let the model compute attention in one operator, which the exporter maps to ONNX's own."""
+    before = cast(str, model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def largest_difference(classifier: Classifier, path: Path, texts: Sequence[Sequence[str]]) -> float:
@@ -97,13 +127,13 @@ def largest_difference(classifier: Classifier, path: Path, texts: Sequence[Seque
     worst = 0.0
     for index in range(len(encoded)):
         feed = {name: t.numpy() for name, t in classifier.inputs(encoded, [index]).items() if name in names}
-        got = cast(np.ndarray, run.run(["logits"], feed)[0])
+        (got,) = run.run(["logits"], feed)
         worst = max(worst, float(np.abs(got[0] - wanted[index]).max()))
     return worst / max(float(np.abs(wanted).max()), 1e-6)
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Generator[None]:
     """The exporter talks through print, logging and warnings; none of it helps a user."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from pocketlm.artifact import Artifact, write_json
 from pocketlm.data.examples import Examples, load_split
+from pocketlm.errors import RecipeError
 from pocketlm.export.onnx import export
 from pocketlm.export.pack import FORMAT, described_files, shipped_bytes
 from pocketlm.measure.controls import scored_row
@@ -41,22 +43,31 @@ class Measure:
 
     rounds: int = 200
     batches: int = 8
+    timed: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "batches"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name}={getattr(self, name)} is out of range; it must be 1 or more")
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Adds the figure `measured`: see `compare`."""
         task, max_length = artifact.task, artifact.figures["max_length"]
         teacher = Classifier.load(artifact.parts["teacher"], task, max_length)
         test = load_split(artifact.parts["data"], "test")
-        measured = compare(
-            teacher, artifact.parts["teacher"], artifact.parts["pocket"], test, self, context
-        )  # fmt: skip
+        measured = compare(teacher, artifact.parts["teacher"], artifact.parts["pocket"], test, self, context)
         return artifact.with_figures(measured=measured)
 
 
 def compare(
-    teacher: Classifier, teacher_folder: Path, pocket_folder: Path, test: Examples, how: Measure, context: Context,
+    teacher: Classifier,
+    teacher_folder: Path,
+    pocket_folder: Path,
+    test: Examples,
+    how: Measure,
+    context: Context,
     scored: bool = True,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Score, time and weigh a teacher and a pocket.
 
     Args:
@@ -73,13 +84,17 @@ def compare(
         `tokens_p50`, `request_wh` and `energy_method`.
     """
     teacher_pocket = as_pocket(teacher, context.folder / "teacher-onnx")
+    teacher.model.set_attn_implementation("sdpa")  # as transformers runs it unless told otherwise
     threads, texts = context.threads, inputs_of(test)
-    runs: dict[str, Pocket] = {"teacher": load(teacher_pocket, threads), "pocket": load(pocket_folder, threads)}
+    runs: dict[str, Pocket] = {
+        "teacher": load(teacher_pocket, threads),
+        "pocket": load(pocket_folder, threads),
+    }
     with context.progress.task("measure both sides", 5) as advance:
-        single = interleave(
-            {**{name: one_text(run, texts) for name, run in runs.items()}, "eager": eager(teacher, test, threads)},
-            len(texts), how.rounds, warmup=20,
-        )  # fmt: skip
+        answers = {name: one_text(run, texts) for name, run in runs.items()}
+        answers["eager"] = eager(teacher, test)
+        with torch_threads(threads):
+            single = interleave(answers, len(texts), how.rounds, warmup=20)
         advance(1)
         batched = throughput(
             {name: many_texts(run, texts) for name, run in runs.items()}, len(texts), BATCH, how.batches
@@ -97,23 +112,32 @@ def compare(
         logits = {name: run.logits(texts) for name, run in runs.items()} if scored else {}
         advance(1)
     sizes = {"teacher": weights_bytes(teacher_folder), "pocket": shipped_bytes(pocket_folder)}
-    parameters = {"teacher": parameters_of(teacher.model), "pocket": runs["pocket"].info.get("parameters")}
+    parameters: dict[str, Any] = {
+        "teacher": parameters_of(teacher.model),
+        "pocket": runs["pocket"].info.get("parameters"),
+    }
+    fewer = parameters["teacher"] / parameters["pocket"] if parameters["pocket"] else None
     rows = [
         {
-            "name": name, "kind": name, "label": name,
+            "name": name,
+            "kind": name,
+            "label": name,
             **(scores_of(test, logits, name, teacher.task) if scored else {}),
-            "parameters": parameters[name], "size_bytes": sizes[name], "ram_bytes": ram[name],
-            "p50_ms": single.p50(name), "p95_ms": single.p95(name),
+            "parameters": parameters[name],
+            "size_bytes": sizes[name],
+            "ram_bytes": ram[name],
+            "p50_ms": single.p50(name),
+            "p95_ms": single.p95(name),
             "throughput_per_s": batched.texts_per_second(name),
             "eager_p50_ms": single.p50("eager") if name == "teacher" else None,
         }
         for name in runs
-    ]  # fmt: skip
+    ]
     return {
         "rows": rows,
         "ratios": {
             "smaller_x": sizes["teacher"] / sizes["pocket"],
-            "fewer_parameters_x": parameters["teacher"] / parameters["pocket"] if parameters["pocket"] else None,
+            "fewer_parameters_x": fewer,
             "faster_x": asdict(single.ratio("teacher", "pocket")),
             "faster_x_eager_torch": asdict(single.ratio("eager", "pocket")),
             "throughput_x": asdict(batched.ratio("pocket", "teacher")),
@@ -133,7 +157,7 @@ def compare(
 def as_pocket(classifier: Classifier, folder: Path) -> Path:
     """A classifier as a folder that the runtime loads: its graph in float32, its tokenizer."""
     export(classifier, folder / "model.onnx")
-    classifier.tokenizer.save(str(folder / "tokenizer.json"))
+    classifier.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     info = {
         "format": FORMAT,
         "name": "teacher",
@@ -150,17 +174,29 @@ def inputs_of(examples: Examples) -> list[Text]:
     return [texts[0] if len(texts) == 1 else (texts[0], texts[1]) for texts in examples.texts]
 
 
-def one_text(run: Pocket, texts: Sequence[Text]):
+def one_text(run: Pocket, texts: Sequence[Text]) -> Callable[[int], object]:
+    """A callable that answers the text of an index, alone."""
     return lambda index: run.logits([texts[index]], 1)
 
 
-def many_texts(run: Pocket, texts: Sequence[Text]):
+def many_texts(run: Pocket, texts: Sequence[Text]) -> Callable[[Sequence[int]], object]:
+    """A callable that answers the texts of some indices as one batch."""
     return lambda indices: run.logits([texts[index] for index in indices], BATCH)
 
 
-def eager(teacher: Classifier, test: Examples, threads: int):
-    """The teacher as most people run it: eager PyTorch, one text at a time."""
+@contextmanager
+def torch_threads(threads: int) -> Generator[None]:
+    """Torch's number of threads; set back afterwards, or the next training would round otherwise."""
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def eager(teacher: Classifier, test: Examples) -> Callable[[int], object]:
+    """The teacher as most people run it: eager PyTorch, one text at a time."""
     return lambda index: teacher.logits(teacher.encode(test.texts[index : index + 1]))
 
 
@@ -176,7 +212,9 @@ def energy_of(run: Pocket, texts: Sequence[Text]) -> float | None:
 
 def weights_bytes(folder: Path) -> int:
     """Bytes of a teacher: its safetensors and its tokenizer."""
-    names = [path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name == "tokenizer.json"]
+    names = [
+        path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name == "tokenizer.json"
+    ]
     return sum(path.stat().st_size for path in names)
 
 
@@ -212,15 +250,25 @@ def disagreements(test: Examples, logits: dict[str, np.ndarray], task: Task) -> 
     else:
         rows = np.arange(len(teacher))
         of_teacher, of_pocket = teacher.argmax(axis=1), pocket.argmax(axis=1)
-        margin = teacher[rows, of_teacher] - teacher[rows, of_pocket] + pocket[rows, of_pocket] - pocket[rows, of_teacher]
+        margin = (
+            teacher[rows, of_teacher]
+            - teacher[rows, of_pocket]
+            + pocket[rows, of_pocket]
+            - pocket[rows, of_teacher]
+        )
         distance = np.where(of_teacher == of_pocket, 0, margin)
-        said = {name: [task.labels[index] for index in values.argmax(axis=1)] for name, values in logits.items()}
+        said = {
+            name: [task.labels[int(label)] for label in values.argmax(axis=1)]
+            for name, values in logits.items()
+        }
         right = [task.labels[int(label)] for label in test.labels]
     order = [int(row) for row in np.argsort(-distance, kind="stable") if distance[row] > 0]
     return [
         {
             "texts": [text[:SHOWN_CHARACTERS] for text in test.texts[row]],
-            "label": right[row], "teacher": said["teacher"][row], "pocket": said["pocket"][row],
+            "label": right[row],
+            "teacher": said["teacher"][row],
+            "pocket": said["pocket"][row],
         }
         for row in order[:SHOWN_DISAGREEMENTS]
-    ]  # fmt: skip
+    ]

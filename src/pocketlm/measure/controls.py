@@ -10,12 +10,13 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -35,6 +36,8 @@ from pocketlm.train import Precision, Settings, train
 TIMED_ROUNDS = 200
 STRENGTHS = (0.5, 2.0, 8.0)
 """Inverse regularization strengths tried on valid."""
+TOKEN = r"\w+|[^\w\s]+"
+"""Words of any length and runs of signs, so that no text is without a token."""
 STATIC = Settings(epochs=15, learning_rate=2e-3, patience=3, precision="fp32")
 
 
@@ -73,6 +76,21 @@ class Controls:
     seed: int = 0
     distributed: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        _ = self.settings  # out of range is told at once
+
+    @property
+    def settings(self) -> Settings:
+        """How the twin trains."""
+        return Settings(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            patience=2,
+            precision=self.precision,
+            seed=self.seed,
+        )
+
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Adds the figure `controls`: rows of the ledger, empty where skipped."""
         if not self.enabled:
@@ -94,47 +112,55 @@ class Controls:
             timings = timed(control.answer, len(test))
             rows.append(
                 {
-                    "name": name, "kind": "control", "label": label, **row,
-                    "parameters": control.parameters, "size_bytes": control.size_bytes, **timings,
-                    "train_seconds": seconds, "energy_wh": meter.energy_wh,
+                    "name": name,
+                    "kind": "control",
+                    "label": label,
+                    **row,
+                    "parameters": control.parameters,
+                    "size_bytes": control.size_bytes,
+                    **timings,
+                    "train_seconds": seconds,
+                    "energy_wh": meter.energy_wh,
                 }
-            )  # fmt: skip
+            )
         return artifact.with_figures(controls=rows)
 
     def twin(self, artifact: Artifact, context: Context) -> Control:
         """The pocket's own starting weights, trained on the labels alone."""
-        model = Classifier.load(artifact.parts["untrained_student"], artifact.task, artifact.figures["max_length"])
-        settings = Settings(
-            epochs=self.epochs, learning_rate=self.learning_rate, batch_size=self.batch_size,
-            patience=1, precision=self.precision, seed=self.seed,
-        )  # fmt: skip
-        fit(model, artifact, context, settings, "control: no distillation")
+        model = Classifier.load(
+            artifact.parts["untrained_student"], artifact.task, artifact.figures["max_length"]
+        )
+        fit(model, artifact, context, self.settings, "control: no distillation")
         test = load_split(artifact.parts["data"], "test")
         return Control(model.logits(model.encode(test.texts)), None, parameters_of(model.model), None)
 
     def tf_idf(self, artifact: Artifact, context: Context) -> Control:
         """Word uni- and bigrams under a linear model, its strength chosen on valid."""
         task = artifact.task
-        train_, valid, test = (load_split(artifact.parts["data"], name) for name in ("train", "valid", "test"))
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(train_) > 1000 else 1)
+        train_, valid, test = (
+            load_split(artifact.parts["data"], name) for name in ("train", "valid", "test")
+        )
+        min_df = 2 if len(train_) > 1000 else 1
+        vectorizer = cast(
+            Any, TfidfVectorizer(token_pattern=TOKEN, ngram_range=(1, 2), sublinear_tf=True, min_df=min_df)
+        )
         vectorizer.fit([text for texts in train_.texts for text in texts])
-        features, best, chosen = ngram_features(vectorizer, train_.texts), -np.inf, None
+        features, unseen = (ngram_features(vectorizer, split.texts) for split in (train_, valid))
+        tried: list[tuple[float, Any]] = []
         with context.progress.task("control: TF-IDF", len(STRENGTHS)) as advance:
             for strength in STRENGTHS:
-                model = (
-                    Ridge(alpha=1 / strength)
-                    if task.kind == "regression"
-                    else LogisticRegression(C=strength, max_iter=300)
-                )
+                model = linear_model(strength, task)
                 model.fit(features, train_.labels)
-                logits = linear_logits(model, ngram_features(vectorizer, valid.texts), task)
-                reached = score(task, logits, np.asarray(valid.labels))[task.metric]
-                if reached > best:
-                    best, chosen = reached, model
+                scores = score(task, linear_logits(model, unseen, task), np.asarray(valid.labels))
+                tried.append((scores[task.metric], model))
                 advance(1)
+        _, chosen = max(tried, key=itemgetter(0))
         path = context.folder / "tf-idf.safetensors"
         arrays = {"coef": chosen.coef_, "intercept": chosen.intercept_, "idf": vectorizer.idf_}
-        tensors = {name: torch.from_numpy(np.atleast_1d(array).astype(np.float32)) for name, array in arrays.items()}
+        tensors = {
+            name: torch.from_numpy(np.array(array, np.float32, order="C", ndmin=1))
+            for name, array in arrays.items()
+        }
         words = sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.__getitem__)
         save_file(tensors, path, {"vocabulary": json.dumps(words)})
         logits = linear_logits(chosen, ngram_features(vectorizer, test.texts), task)
@@ -146,13 +172,20 @@ class Controls:
 
     def static(self, artifact: Artifact, context: Context) -> Control:
         """The mean of the teacher's own word embeddings under a linear layer, all of it trained."""
-        donor = Classifier.load(artifact.parts["untrained_student"], artifact.task, artifact.figures["max_length"])
+        donor = Classifier.load(
+            artifact.parts["untrained_student"], artifact.task, artifact.figures["max_length"]
+        )
         table = cast(Any, donor.model).get_input_embeddings().weight.detach().clone()
-        model = Classifier(cast(Any, StaticClassifier(table, artifact.task)), donor.tokenizer, artifact.task, donor.max_length)
+        model = Classifier(
+            cast(Any, StaticClassifier(table, artifact.task)),
+            donor.tokenizer,
+            artifact.task,
+            donor.max_length,
+        )
         fit(model, artifact, context, replace(STATIC, seed=self.seed), "control: static embeddings")
         path = context.folder / "static.safetensors"
         save_file({name: tensor.half() for name, tensor in model.model.state_dict().items()}, path)
-        model.tokenizer.save(str(context.folder / "static-tokenizer.json"))
+        model.tokenizer.save(str(context.folder / "static-tokenizer.json"), pretty=False)
         size = path.stat().st_size + (context.folder / "static-tokenizer.json").stat().st_size
         test = load_split(artifact.parts["data"], "test")
 
@@ -191,33 +224,51 @@ class StaticClassifier(nn.Module):
         return SimpleNamespace(logits=self.classifier(joined))
 
 
-def fit(model: Classifier, artifact: Artifact, context: Context, settings: Settings, description: str) -> None:
+def fit(
+    model: Classifier, artifact: Artifact, context: Context, settings: Settings, description: str
+) -> None:
     """Train any classifier on the labels alone, its best evaluation kept."""
     train_, valid = (load_split(artifact.parts["data"], name) for name in ("train", "valid"))
     encoded, valid_encoded = model.encode(train_.texts), model.encode(valid.texts)
     mean, scale = target_scale(train_, artifact.task)
     fold_scale(model.model, -mean / scale, 1 / scale)
     train(
-        model.model, label_loss(model, encoded, (np.asarray(train_.labels) - mean) / scale),
-        encoded.lengths, settings, lambda: valid_score(model, valid_encoded, valid),
-        context.checkpoints / description.rpartition(" ")[2], context.progress, description,
-    )  # fmt: skip
+        model.model,
+        label_loss(model, encoded, (np.asarray(train_.labels) - mean) / scale),
+        encoded.lengths,
+        settings,
+        lambda: valid_score(model, valid_encoded, valid),
+        context.checkpoints / description.rpartition(" ")[2],
+        context.progress,
+        description,
+    )
     fold_scale(model.model, mean, scale)
 
 
 def ngram_features(vectorizer: TfidfVectorizer, texts: Sequence[Sequence[str]]) -> sparse.csr_matrix:
     """TF-IDF of a text; of a pair, what both share and where they differ, and the cosine."""
-    first = vectorizer.transform([text[0] for text in texts])
+    transform = cast(Callable[[list[str]], Any], vectorizer.transform)
+    first = transform([text[0] for text in texts])
     if len(texts[0]) == 1:
         return first
-    second = vectorizer.transform([text[1] for text in texts])
+    second = transform([text[1] for text in texts])
     shared = first.multiply(second)
-    return sparse.hstack([abs(first - second), shared, shared.sum(axis=1)], format="csr")
+    parts = [abs(first - second), shared, shared.sum(axis=1)]
+    return cast(sparse.csr_matrix, sparse.hstack(parts, format="csr"))
+
+
+def linear_model(strength: float, task: Task) -> Any:
+    """A ridge or a logistic regression; `strength` is the inverse of its regularization."""
+    if task.kind == "regression":
+        return Ridge(alpha=1 / strength)
+    return LogisticRegression(C=strength, max_iter=300)
 
 
 def linear_logits(model: Any, features: sparse.csr_matrix, task: Task) -> np.ndarray:
     """[examples, outputs]; a binary logistic regression says only how far it leans to the second label."""
-    values = np.asarray(model.predict(features) if task.kind == "regression" else model.decision_function(features))
+    values = np.asarray(
+        model.predict(features) if task.kind == "regression" else model.decision_function(features)
+    )
     if task.kind == "classification" and values.ndim == 1:
         return np.stack([np.zeros_like(values), values], axis=1)
     return values.reshape(len(values), -1)

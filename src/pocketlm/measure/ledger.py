@@ -49,12 +49,20 @@ def ledger(figures: Mapping[str, Any], costs: Sequence[Cost], seed: int) -> dict
     teacher, pocket = ({**row, **made[row["kind"]]} for row in both["rows"])
     controls = [
         {
-            "ram_bytes": None, "throughput_per_s": None, "eager_p50_ms": None,
-            "retention_low": None, "retention_high": None, **row,
+            **dict.fromkeys(
+                ("ram_bytes", "throughput_per_s", "eager_p50_ms", "retention_low", "retention_high")
+            ),
+            **row,
+            # A control without a file of its own is the pocket's graph with other weights.
+            **(
+                {name: pocket[name] for name in ("size_bytes", "p50_ms", "p95_ms")}
+                if row["size_bytes"] is None
+                else {}
+            ),
             "retention_pct": 100 * row["score"] / teacher["score"],
         }
         for row in figures["controls"]
-    ]  # fmt: skip
+    ]
     return {
         **both,
         "rows": [teacher, pocket, *controls],
@@ -98,13 +106,18 @@ def teacher_and_pocket(measured: Mapping[str, Any], task: Task, teacher: str, po
 def spent(costs: Sequence[Cost], stages: Sequence[str]) -> dict[str, float | None]:
     """Seconds and watt-hours of some stages together."""
     of = [cost for cost in costs if cost.stage in stages]
-    return {"train_seconds": sum(cost.seconds for cost in of), "energy_wh": total(cost.energy_wh for cost in of)}
+    return {
+        "train_seconds": sum(cost.seconds for cost in of),
+        "energy_wh": total(cost.energy_wh for cost in of),
+    }
 
 
 def total(values: Iterable[float | None]) -> float | None:
     """The sum; None where any part was not measured."""
     known = list(values)
-    return None if any(value is None for value in known) else sum(value for value in known if value is not None)
+    return (
+        None if any(value is None for value in known) else sum(value for value in known if value is not None)
+    )
 
 
 def curves(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -128,7 +141,8 @@ def bill(measured: Mapping[str, Any], costs: Sequence[Cost]) -> dict[str, Any]:
         "request_wh_pocket": request["pocket"],
         "repaid_after_requests": round(make_wh / saved) if make_wh is not None and saved > 0 else None,
         "country": measured["grid"],
-        "note": "All stages of the recipe, controls and measuring included; the time of killed attempts is not.",
+        "note": "All stages of the recipe, controls and measuring included; "
+        "the time of killed attempts is not.",
     }
 
 
@@ -150,4 +164,5 @@ def slower(ratios: Mapping[str, Any]) -> list[str]:
     """Said where the stopwatch does not show a speed-up."""
     if ratios["faster_x"]["low"] > 1:
         return []
-    return ["Smaller to store, not faster here: the speed-up over the teacher is not certain to be above 1."]
+    size = "Smaller to store" if ratios["smaller_x"] > 1 else "Not smaller"
+    return [f"{size}, not faster here: the speed-up over the teacher is not certain to be above 1."]

@@ -89,7 +89,7 @@ class Throughput:
         return self.timings.ratio(b, a)
 
 
-def interleave(runs: Mapping[str, Callable[[int], None]], inputs: int, rounds: int, warmup: int) -> Timings:
+def interleave(runs: Mapping[str, Callable[[int], object]], inputs: int, rounds: int, warmup: int) -> Timings:
     """Time callables in turn: A B, B A, A B, … each pair on the same input.
 
     Args:
@@ -122,7 +122,7 @@ def interleave(runs: Mapping[str, Callable[[int], None]], inputs: int, rounds: i
 
 
 def throughput(
-    runs: Mapping[str, Callable[[Sequence[int]], None]],
+    runs: Mapping[str, Callable[[Sequence[int]], object]],
     inputs: int,
     batch_size: int = 32,
     rounds: int = 20,
@@ -146,7 +146,7 @@ def throughput(
     count = inputs // size if size else 0
     batches = [range(start * size, (start + 1) * size) for start in range(count)]
 
-    def of_batch(run: Callable[[Sequence[int]], None]) -> Callable[[int], None]:
+    def of_batch(run: Callable[[Sequence[int]], object]) -> Callable[[int], object]:
         return lambda index: run(batches[index])
 
     timings = interleave({name: of_batch(run) for name, run in runs.items()}, count, rounds, warmup)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from pocketlm.task import Task
 from pocketlm.tokenization.encode import Encoded, encode, load_tokenizer, pad_id
 
 EVALUATION_BATCH = 64
+# On a CPU and texts of tens of pieces, the fused kernel's backward pass takes twice as long.
+ATTENTION = "eager"
 
 
 @dataclass
@@ -34,13 +36,16 @@ class Classifier:
         model: Any `…ForSequenceClassification` of transformers.
         tokenizer: Its tokenizer, without padding or truncation of its own.
         task: What it is asked to do; logits are in the order of `task.labels`.
-        max_length: Pieces an input is cut to.
+        max_length: Pieces an input is cut to; no more than the model has positions for.
     """
 
     model: PreTrainedModel
     tokenizer: Tokenizer
     task: Task
     max_length: int
+
+    def __post_init__(self) -> None:
+        self.max_length = min(self.max_length, positions_of(self.model) or self.max_length)
 
     def encode(self, texts: Sequence[Sequence[str]]) -> Encoded:
         """Tokenize examples as this model reads them."""
@@ -78,33 +83,24 @@ class Classifier:
         )
         with quiet_transformers():
             self.model.save_pretrained(str(folder))
-        self.tokenizer.save(str(folder / "tokenizer.json"))
-        special = {"pad_token": self.tokenizer.id_to_token(pad_id(self.tokenizer))}
-        (folder / "tokenizer_config.json").write_text(
-            json.dumps(
-                {
-                    "tokenizer_class": "PreTrainedTokenizerFast",
-                    "model_max_length": self.max_length,
-                    **special,
-                }
-            ),
-            encoding="utf-8",
-        )
+        self.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+        about = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.max_length,
+            "pad_token": self.tokenizer.id_to_token(pad_id(self.tokenizer)),
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, task: Task, max_length: int) -> Classifier:
         """Read what `save` wrote, in float32."""
-        with quiet_transformers():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-        return cls(model, load_tokenizer(folder), task, max_length)
+        return cls(_read_model(folder), load_tokenizer(folder), task, max_length)
 
 
 def head_of(folder: Path) -> tuple[str, ...] | None:
     """Label names of a folder's classification head; None where the model has no such head."""
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    names = config.architectures or []
+    config = _read_config(folder)
+    names: list[str] = config.architectures or []
     if not any(name.endswith("ForSequenceClassification") for name in names):
         return None
     return tuple(str(config.id2label[index]) for index in sorted(config.id2label))
@@ -116,17 +112,13 @@ def with_new_head(folder: Path, task: Task, max_length: int, dropout: float | No
     Raises:
         TeacherError: transformers knows no classifier of this architecture.
     """
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    config = _read_config(folder)
     config.num_labels = task.outputs
     config.problem_type = None
     if dropout is not None:
         set_dropout(config, dropout)
     try:
-        with quiet_transformers():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                str(folder), config=config, local_files_only=True, use_safetensors=True,
-                dtype=torch.float32, ignore_mismatched_sizes=True,
-            )  # fmt: skip
+        model = _read_model(folder, config=config, ignore_mismatched_sizes=True)
     except ValueError as error:
         raise TeacherError(
             f"{folder.name} is of model type {config.model_type}, which transformers cannot load as a "
@@ -135,9 +127,23 @@ def with_new_head(folder: Path, task: Task, max_length: int, dropout: float | No
     return Classifier(model, load_tokenizer(folder), task, max_length)
 
 
+def _read_config(folder: Path) -> Any:
+    return cast(Any, AutoConfig.from_pretrained(str(folder), local_files_only=True))
+
+
+def _read_model(folder: Path, **options: Any) -> PreTrainedModel:
+    options |= {"use_safetensors": True, "dtype": torch.float32, "attn_implementation": ATTENTION}
+    with quiet_transformers():
+        auto = cast(Any, AutoModelForSequenceClassification)
+        return auto.from_pretrained(str(folder), local_files_only=True, **options)
+
+
 def set_dropout(config: PretrainedConfig, dropout: float) -> None:
-    """Set the dropout of hidden states and attention, under whichever names the architecture has."""
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+    """Set the dropout of hidden states, attention and head, under whichever names the architecture has."""
+    for name in (
+        *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"),
+        *("classifier_dropout", "seq_classif_dropout"),
+    ):
         if hasattr(config, name):
             setattr(config, name, dropout)
 
@@ -149,7 +155,9 @@ def output_layer(model: nn.Module) -> nn.Linear:
         TeacherError: the model has no such layer.
     """
     head = getattr(model, "classifier", None)
-    layers = [module for module in head.modules() if isinstance(module, nn.Linear)] if head is not None else []
+    layers = (
+        [module for module in head.modules() if isinstance(module, nn.Linear)] if head is not None else []
+    )
     if not layers:
         raise TeacherError(
             f"{type(model).__name__} has no linear classification head called `classifier`; "
@@ -164,13 +172,23 @@ def takes_segments(model: nn.Module) -> bool:
     return "token_type_ids" in forward and getattr(model.config, "type_vocab_size", 0) > 1
 
 
+def positions_of(model: nn.Module) -> int | None:
+    """Pieces of the longest input that the model has positions for; None where it has no such table."""
+    embeddings = getattr(getattr(model, "base_model", None), "embeddings", None)
+    table = getattr(embeddings, "position_embeddings", None)
+    if not isinstance(table, nn.Embedding):
+        return None
+    # The RoBERTa family counts positions from behind the id of its padding piece.
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
 def parameters_of(model: nn.Module) -> int:
     """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Generator[None]:
     """Keep transformers from drawing bars and loading reports between ours."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

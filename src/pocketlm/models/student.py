@@ -97,7 +97,9 @@ def chosen_layers(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
     """
     if isinstance(layers, int):
         if not 1 <= layers <= depth:
-            raise RecipeError(f"layers={layers} is out of range; the teacher has {depth}, so allowed: 1 to {depth}")
+            raise RecipeError(
+                f"layers={layers} is out of range; the teacher has {depth}, so allowed: 1 to {depth}"
+            )
         return tuple((index + 1) * depth // layers - 1 for index in range(layers))
     chosen = tuple(layers)
     if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= depth:
@@ -118,10 +120,16 @@ def encoder_layers(model: nn.Module) -> nn.ModuleList:
     layers = getattr(encoder, "layer", None)
     if not isinstance(layers, nn.ModuleList) or not hasattr(layers[0], "intermediate"):
         raise TeacherError(
-            f"{type(model).__name__} is not built of BERT-like layers, so no student can be cut out of it yet; "
-            "use a BERT, RoBERTa, ELECTRA, MPNet or MegatronBERT teacher"
+            f"{type(model).__name__} is not built of BERT-like layers, so no student can be cut out of it "
+            "yet; use a BERT, RoBERTa, ELECTRA, MPNet or MegatronBERT teacher"
         )
     return layers
+
+
+def _ffn(layer: nn.Module) -> tuple[nn.Linear, nn.Linear]:
+    """The linear maps into and out of a layer's FFN neurons."""
+    maps = layer.get_submodule("intermediate.dense"), layer.get_submodule("output.dense")
+    return cast(tuple[nn.Linear, nn.Linear], maps)
 
 
 def keep_layers(model: nn.Module, layers: Sequence[int]) -> None:
@@ -140,7 +148,8 @@ def neuron_saliency(teacher: Classifier, encoded: Encoded) -> list[Tensor]:
     Padding is left out of the mean.
     """
     layers = encoder_layers(teacher.model)
-    sums = [torch.zeros(layer.output.dense.in_features) for layer in layers]
+    outgoing = [_ffn(layer)[1] for layer in layers]
+    sums = [torch.zeros(falling.in_features) for falling in outgoing]
     mask = torch.zeros(0)
 
     def collect(index: int) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -150,7 +159,10 @@ def neuron_saliency(teacher: Classifier, encoded: Encoded) -> list[Tensor]:
 
         return hook
 
-    hooks = [layer.intermediate.register_forward_hook(collect(index)) for index, layer in enumerate(layers)]
+    hooks = [
+        layer.get_submodule("intermediate").register_forward_hook(collect(index))
+        for index, layer in enumerate(layers)
+    ]
     teacher.model.eval()
     for start in range(0, len(encoded), EVALUATION_BATCH):
         inputs = teacher.inputs(encoded, range(start, min(start + EVALUATION_BATCH, len(encoded))))
@@ -160,7 +172,7 @@ def neuron_saliency(teacher: Classifier, encoded: Encoded) -> list[Tensor]:
         hook.remove()
     tokens = sum(encoded.lengths)
     return [
-        total / tokens * layer.output.dense.weight.norm(dim=0) for total, layer in zip(sums, layers, strict=True)
+        total / tokens * falling.weight.norm(dim=0) for total, falling in zip(sums, outgoing, strict=True)
     ]
 
 
@@ -172,7 +184,7 @@ def keep_neurons(model: nn.Module, saliency: Sequence[Tensor], size: int) -> Non
         RecipeError: the layers have fewer neurons.
     """
     layers = encoder_layers(model)
-    available = layers[0].output.dense.in_features
+    available = _ffn(layers[0])[1].in_features
     if not 1 <= size <= available:
         raise RecipeError(
             f"intermediate_size={size} is out of range; the teacher has {available} neurons, "
@@ -180,7 +192,7 @@ def keep_neurons(model: nn.Module, saliency: Sequence[Tensor], size: int) -> Non
         )
     for layer, scores in zip(layers, saliency, strict=True):
         kept = scores.topk(size).indices.sort().values
-        rising, falling = layer.intermediate.dense, layer.output.dense
+        rising, falling = _ffn(layer)
         rising.weight = nn.Parameter(rising.weight[kept].clone())
         rising.bias = nn.Parameter(rising.bias[kept].clone())
         falling.weight = nn.Parameter(falling.weight[:, kept].clone())
@@ -201,20 +213,31 @@ def keep_pieces(model: nn.Module, teacher_ids: Sequence[int]) -> None:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         if isinstance(getattr(config, name, None), int):
             setattr(config, name, new_ids.get(getattr(config, name)))
+    # The RoBERTa family counts positions from behind the id of its padding piece, which may have moved.
+    embeddings, padding = network.base_model.embeddings, smaller.padding_idx
+    before = getattr(embeddings, "padding_idx", None)
+    if before is not None and padding is not None and before != padding:
+        embeddings.padding_idx = padding
+        rows = embeddings.position_embeddings.num_embeddings
+        _take_positions(model, before - padding, rows, padding)
 
 
 @torch.no_grad()
 def keep_positions(model: nn.Module, max_length: int) -> None:
     """Keep the position embeddings that inputs of `max_length` pieces use, in place."""
-    embeddings = cast(Any, model).base_model.embeddings
-    table = getattr(embeddings, "position_embeddings", None)
+    table = getattr(cast(Any, model).base_model.embeddings, "position_embeddings", None)
     if not isinstance(table, nn.Embedding):
         return
-    # The RoBERTa family counts positions from behind the id of its padding piece.
     first = 0 if table.padding_idx is None else table.padding_idx + 1
-    size = min(first + max_length, table.num_embeddings)
-    smaller = nn.Embedding(size, table.embedding_dim, table.padding_idx)
-    smaller.weight = nn.Parameter(table.weight[:size].clone())
+    _take_positions(model, 0, min(first + max_length, table.num_embeddings), table.padding_idx)
+
+
+def _take_positions(model: nn.Module, start: int, stop: int, padding: int | None) -> None:
+    """Make rows `start` to `stop` of the position embeddings the whole table, in place."""
+    embeddings, size = cast(Any, model).base_model.embeddings, stop - start
+    table = embeddings.position_embeddings
+    smaller = nn.Embedding(size, table.embedding_dim, padding)
+    smaller.weight = nn.Parameter(table.weight[start:stop].clone())
     embeddings.position_embeddings = smaller
     for name in ("position_ids", "token_type_ids"):
         if isinstance(getattr(embeddings, name, None), Tensor):

@@ -11,6 +11,7 @@ each and are multiplied out after the look-up.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,10 @@ from typing import Any, cast
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import (
+    QuantType,
+    quantize_dynamic,  # pyright: ignore[reportUnknownVariableType]
+)
 
 from pocketlm.artifact import Artifact
 from pocketlm.stage import Context
@@ -64,7 +68,7 @@ def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         q, int8 [rows, width]; scale, float32 [rows, 1]. The error is at most scale / 2.
     """
-    scale = np.abs(table).max(axis=1, keepdims=True).astype(np.float32) / 127
+    scale: np.ndarray = np.abs(table).max(axis=1, keepdims=True).astype(np.float32) / 127
     scale[scale == 0] = 1.0
     return np.round(table / scale).astype(np.int8), scale
 
@@ -101,7 +105,16 @@ def quantize_embeddings(model: onnx.ModelProto) -> int:
 
 def quantize_matmuls(source: Path, target: Path) -> None:
     """Dynamic 8-bit matrix products, one scale an output channel, 7 bits used (see the module)."""
-    quantize_dynamic(
-        cast(Any, source), cast(Any, target), op_types_to_quantize=["MatMul", "Gemm"],
-        weight_type=QuantType.QInt8, per_channel=True, reduce_range=True,
-    )  # fmt: skip
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it advises a step that our graphs do not need
+    try:
+        quantize_dynamic(
+            cast(Any, source),
+            cast(Any, target),
+            op_types_to_quantize=["MatMul", "Gemm"],
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+        )
+    finally:
+        logging.disable(level)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pocketlm.report.ledger import section
 from pocketlm.report.table import markdown_table
 
 
@@ -17,6 +18,8 @@ def card(pocket: Mapping[str, Any]) -> str:
     """
     teacher, data = pocket["teacher"], pocket["data"]
     rows = data["rows"]
+    known = section(data, "overlap").get("test") or 0
+    unseen = f"; {known} of those texts occur in train, too" if known else " that it never saw"
     lines = [
         "---",
         f"license: {json.dumps(teacher['licence'] or 'unknown')}",
@@ -27,7 +30,8 @@ def card(pocket: Mapping[str, Any]) -> str:
         "",
         f"# {pocket['name']}",
         "",
-        f"A pocket of {teacher['name']}, trained on {rows['train']} rows and measured on {rows['test']} that it never saw.",
+        f"A pocket of {teacher['name']}, trained on {rows['train']} rows "
+        f"and measured on {rows['test']}{unseen}.",
         "",
         markdown_table(pocket["ledger"]),
         "",
@@ -39,10 +43,11 @@ def card(pocket: Mapping[str, Any]) -> str:
         "```",
         "",
         "A device needs `model.onnx` and `tokenizer.json`. `model.safetensors` is the same model before",
-        "quantization, for transformers. `report.html` says how every figure was measured, `pocket.json` holds",
-        "them all, with the recipe that makes this pocket again.",
+        "quantization, for transformers. `report.html` says how every figure was measured, `pocket.json`",
+        "holds them all, with the recipe that makes this pocket again.",
         "",
-        f"The licence is the teacher's ({teacher['licence'] or 'not stated'}); the data may have terms of their own.",
+        f"The licence is the teacher's ({teacher['licence'] or 'not stated'}); "
+        "the data may have terms of their own.",
         "",
     ]
     return "\n".join(lines)

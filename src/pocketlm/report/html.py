@@ -193,8 +193,17 @@ def _origin(pocket: Mapping[str, Any]) -> list[tuple[str, str]]:
     if units.measured(pocket.get("max_length")) is not None:
         drawn.append(f"up to {units.count(pocket['max_length'])} tokens")
     rows = [f"{units.count(number)} {split}" for split, number in section(data, "rows").items()]
-    dropped = [f"{units.count(number)} {why}" for why, number in section(data, "dropped").items() if number]
-    columns = [f"{role} from “{column}”" for role, column in section(data, "columns").items() if column]
+    dropped = [
+        f"{units.count(number)} of {split} ({why.replace('_', ' ')})"
+        for split, reasons in section(data, "dropped").items()
+        for why, number in reasons.items()
+        if number
+    ]
+    columns = [
+        f"{role} from “{name}”"
+        for role, names in section(data, "columns").items()
+        for name in ([names] if isinstance(names, str) else names)
+    ]
     named = " · ".join(_present([_known(teacher.get("name"), ""), _known(teacher.get("source"), "")]))
     return [
         ("Task", kind),

@@ -29,7 +29,7 @@ def padded(low: float, high: float, least: float) -> tuple[float, float]:
 
 def nice_ticks(low: float, high: float) -> list[float]:
     """Three to eight round values over [low, high], which is not empty."""
-    third = (high - low) / 3
+    third = (high - low) / 3 * (1 + 1e-9)  # a third of 0.3 is a little less than 0.1
     power = 10.0 ** math.floor(math.log10(third))
     step = max(power * factor for factor in (1, 2, 5) if power * factor <= third)
     return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -37,8 +37,11 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 def size_ticks(low: float, high: float) -> list[float]:
     """Round sizes over 10^low to 10^high bytes: powers of ten, and more where the range is short."""
-    factors = (1,) if high - low > 3 else (1, 3) if high - low > 1.6 else (1, 2, 5)
-    if high - low < 0.5:
-        factors = tuple(range(1, 10))
     exponents = range(math.floor(low), math.floor(high) + 1)
-    return [f * 10.0**e for e in exponents for f in factors if low <= math.log10(f * 10.0**e) <= high]
+    coarse = ((1,),) if high - low > 3 else ((1, 3),) if high - low > 1.6 else ()
+    ticks: list[float] = []
+    for factors in (*coarse, (1, 2, 5), range(1, 10), [tenth / 10 for tenth in range(10, 100)]):
+        ticks = [f * 10.0**e for e in exponents for f in factors if low <= math.log10(f * 10.0**e) <= high]
+        if len(ticks) > 1:
+            break
+    return ticks

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
+import onnxruntime
 from tokenizers import Encoding, Tokenizer
 
 from pocketlm.errors import InputError, PocketError
@@ -328,7 +328,7 @@ def _wrong_width(shape: list[Any], task: Task) -> str:
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:
-    padding = cast(dict[str, Any] | None, tokenizer.padding)  # pyright: ignore[reportUnknownMemberType]
+    padding = cast(dict[str, Any] | None, tokenizer.padding)
     if padding is not None:
         return padding["pad_id"]
     for token in ("[PAD]", "<pad>"):

@@ -7,6 +7,7 @@ piece is what it says of its own piece that covers the student piece's first cha
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 
 from pocketlm.tokenization.encode import Encoded
 
@@ -24,21 +25,25 @@ def align(student: Encoded, teacher: Encoded, index: int) -> list[int]:
         teacher: The same examples in the teacher's pieces.
         index: Which example.
     """
-    starts: dict[int, list[int]] = {-1: [], 0: [], 1: []}
+    twins: dict[tuple[int, tuple[int, int]], list[int]] = {}
+    ends: dict[int, list[int]] = {-1: [], 0: [], 1: []}
     positions: dict[int, list[int]] = {-1: [], 0: [], 1: []}
     for position, (origin, span) in enumerate(zip(teacher.origins[index], teacher.spans[index], strict=True)):
-        starts[origin].append(span[0])
+        twins.setdefault((origin, span), []).append(position)
+        ends[origin].append(span[1])
         positions[origin].append(position)
-    ends = {
-        origin: teacher.spans[index][places[-1]][1] if places else 0 for origin, places in positions.items()
-    }
     result: list[int] = []
     specials = iter(positions[-1])
-    for origin, (start, _) in zip(student.origins[index], student.spans[index], strict=True):
+    met: Counter[tuple[int, tuple[int, int]]] = Counter()
+    for origin, span in zip(student.origins[index], student.spans[index], strict=True):
+        same = twins.get((origin, span))
         if origin == -1:
             result.append(next(specials, UNALIGNED))
-            continue
-        found = bisect_right(starts[origin], start) - 1
-        covered = found >= 0 and start < max(ends[origin], 1)
-        result.append(positions[origin][found] if covered else UNALIGNED)
+        elif same:
+            # The bytes of one character have one span, so pieces of the same span go in order.
+            result.append(same[min(met[origin, span], len(same) - 1)])
+            met[origin, span] += 1
+        else:
+            found = bisect_right(ends[origin], span[0])
+            result.append(positions[origin][found] if found < len(ends[origin]) else UNALIGNED)
     return result

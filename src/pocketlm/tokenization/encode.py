@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from pocketlm.errors import TeacherError
 
@@ -40,12 +40,15 @@ class Encoded:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[Sequence[str]], max_length: int) -> Encoded:
-    """Encode single texts or pairs, cut to `max_length` pieces (the longer text first)."""
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    """Encode single texts or pairs, cut to `max_length` pieces (the longer text first).
+
+    The tokenizer is left with that truncation: a copy of it for each call would take longer than the
+    model does for a short text.
+    """
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     inputs = [text[0] if len(text) == 1 else (text[0], text[1]) for text in texts]
-    encodings = cast(list[Encoding], tokenizer.encode_batch(inputs))
+    encodings = tokenizer.encode_batch(inputs)
     return Encoded(
         ids=[encoding.ids for encoding in encodings],
         type_ids=[encoding.type_ids for encoding in encodings],
@@ -65,7 +68,8 @@ def pad_id(tokenizer: Tokenizer) -> int:
         if found is not None:
             return found
     raise TeacherError(
-        f"the tokenizer has no padding piece; looked for {', '.join(PAD_TOKENS)}; add one to its tokenizer.json"
+        f"the tokenizer has no padding piece; looked for {', '.join(PAD_TOKENS)}; "
+        "add one to its tokenizer.json"
     )
 
 
@@ -85,7 +89,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+            made = cast(Any, AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
+            tokenizer = cast(Tokenizer, made.backend_tokenizer)
         except (OSError, ValueError, AttributeError) as error:
             raise TeacherError(
                 f"{folder} has no tokenizer.json, and none can be made from its vocabulary: {error}"

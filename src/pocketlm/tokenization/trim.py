@@ -6,10 +6,10 @@ tokenizer so that every other word of the teacher's language is still spelled, i
 
 After Abdaoui et al. 2020, "Load What You Need" (https://aclanthology.org/2020.sustainlp-1.16/).
 
-Deviations: a kept vocabulary is closed under spelling. WordPiece and Unigram keep every single
-character of the teacher's vocabulary (in both its forms, at the start of a word and inside one);
-BPE keeps the pieces that the merges of a kept piece pass through. So no word that the teacher could
-spell becomes unknown.
+Deviations: a kept vocabulary is closed under spelling. Every single character of the teacher's
+vocabulary is kept, in all its forms (at the start of a word, inside one, at its end), and BPE keeps
+the pieces that the merges of a kept piece pass through. So no word that the teacher could spell
+becomes unknown.
 """
 
 from __future__ import annotations
@@ -56,15 +56,17 @@ def trim(tokenizer: Tokenizer, texts: Iterable[Sequence[str]], size: int) -> Tri
     """
     spec = json.loads(tokenizer.to_str())
     pieces = _pieces(spec["model"])
-    by_id = {index: piece for piece, index in pieces.items()}
+    ids = {**pieces, **{token["content"]: token["id"] for token in spec["added_tokens"]}}
+    by_id = {index: piece for piece, index in ids.items()}
     merged_from = _merged_from(spec["model"])
     kept = {token["content"] for token in spec["added_tokens"]} | _spelling(spec["model"], pieces)
     counts = count_pieces(tokenizer, texts)
     for index in sorted(counts, key=lambda index: (-counts[index], index)):
         if len(kept) >= size:
             break
-        kept |= _closure(by_id[index], merged_from)
-    ids = {**pieces, **{token["content"]: token["id"] for token in spec["added_tokens"]}}
+        more = kept | _closure(by_id[index], merged_from)
+        if len(more) <= size:
+            kept = more
     ordered = sorted(kept, key=lambda piece: ids[piece])
     _renumber(spec, {piece: new for new, piece in enumerate(ordered)})
     return Trimmed(Tokenizer.from_str(json.dumps(spec)), [ids[piece] for piece in ordered])
@@ -102,10 +104,15 @@ def _spelling(model: Mapping[str, Any], pieces: Mapping[str, int]) -> set[str]:
     Single characters and bytes; and, where the teacher has a piece but not all its characters in
     the form they would need, that piece itself.
     """
-    prefix = model.get("continuing_subword_prefix") or ""
-    keep = {piece for piece in pieces if len(piece.removeprefix(prefix)) == 1 or _BYTE.fullmatch(piece)}
-    if model["type"] == "WordPiece":
-        keep |= {piece for piece in pieces if not all(form in keep for form in _characters(piece, prefix))}
+    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+    keep = {
+        piece
+        for piece in pieces
+        if len(piece.removeprefix(prefix).removesuffix(suffix)) == 1 or _BYTE.fullmatch(piece)
+    }
+    keep |= {
+        piece for piece in pieces if not all(form in keep for form in _characters(piece, prefix, suffix))
+    }
     if model["type"] == "Unigram" and model.get("unk_id") is not None:
         keep.add(model["vocab"][model["unk_id"]][0])
     if unknown := model.get("unk_token"):
@@ -117,22 +124,30 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _UNUSED = re.compile(r"\[unused\d+\]")
 
 
-def _characters(piece: str, prefix: str) -> list[str]:
-    """`piece` spelled in single characters: `##ab` is `##a ##b`, `ab` is `a ##b`."""
-    inside = piece.startswith(prefix) and len(piece) > len(prefix)
-    characters = piece.removeprefix(prefix) if inside else piece
-    return [
-        character if index == 0 and not inside else prefix + character
-        for index, character in enumerate(characters)
-    ]
+def _characters(piece: str, prefix: str, suffix: str) -> list[str]:
+    """`piece` spelled in single characters: `##ab` is `##a ##b`, `ab` is `a ##b`, `ab</w>` is `a b</w>`."""
+    core = piece.removeprefix(prefix).removesuffix(suffix)
+    if not core:
+        return [piece]
+    forms = [prefix + character for character in core]
+    if not piece.startswith(prefix):
+        forms[0] = core[0]
+    if piece.endswith(suffix):
+        forms[-1] += suffix
+    return forms
 
 
 def _merged_from(model: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """For BPE: every piece and the two that its first merge joins."""
     found: dict[str, tuple[str, str]] = {}
     for left, right in model.get("merges", ()):
-        found.setdefault(left + right, (left, right))
+        found.setdefault(_merged(model, left, right), (left, right))
     return found
+
+
+def _merged(model: Mapping[str, Any], left: str, right: str) -> str:
+    """What a merge of BPE makes: `a` and `##b` make `ab`."""
+    return left + right.removeprefix(model.get("continuing_subword_prefix") or "")
 
 
 def _closure(piece: str, merged_from: Mapping[str, tuple[str, str]]) -> set[str]:
@@ -153,7 +168,8 @@ def _renumber(spec: dict[str, Any], new_ids: Mapping[str, int]) -> None:
     if model["type"] == "Unigram":
         scores = dict(model["vocab"])
         unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
-        model["vocab"] = [[piece, scores.get(piece, 0.0)] for piece in new_ids]
+        # Tokens that were added behind the vocabulary stay behind it.
+        model["vocab"] = [[piece, scores[piece]] for piece in new_ids if piece in scores]
         model["unk_id"] = None if unknown is None else new_ids[unknown]
     else:
         model["vocab"] = {piece: index for piece, index in new_ids.items() if piece in model["vocab"]}
@@ -161,7 +177,7 @@ def _renumber(spec: dict[str, Any], new_ids: Mapping[str, int]) -> None:
         model["merges"] = [
             [left, right]
             for left, right in model["merges"]
-            if left in new_ids and right in new_ids and left + right in new_ids
+            if left in new_ids and right in new_ids and _merged(model, left, right) in new_ids
         ]
     for token in spec["added_tokens"]:
         token["id"] = new_ids[token["content"]]
