@@ -108,8 +108,14 @@ def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="session")
-def made_of_pairs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make(tmp_path_factory.mktemp("pairs"), tiny.teacher, tiny.pairs)
+def pocket_of_pairs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pocket that predicts, without figures."""
+    from pocketlm.pipeline import run
+    from pocketlm.shrink import resolved_recipe
+
+    recipe = resolved_recipe(str(tiny.teacher), str(tiny.pairs), overrides=QUICK)
+    artifact, _ = run(recipe, tmp_path_factory.mktemp("pairs"), until="pack")
+    return artifact.parts["pocket"]
 
 
 @pytest.fixture(scope="session")

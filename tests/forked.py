@@ -87,12 +87,12 @@ def run(order: dict[str, Any], folder: Path) -> None:
         compare.energy_of = lambda run, texts: None
         compare.peak_ram_bytes = lambda folder, texts, threads: None
         if order.get("folders"):
-            count_changes(folder / "changes", order["folders"], order.get("at"), order.get("signal"))
+            count_changes(folder, order["folders"], order.get("at"), order.get("signal"))
         try:
             main(order["arguments"])
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
-        (folder / "modules").write_text(" ".join(sys.modules))
+        tell_modules(folder)
     except BaseException:
         import traceback
 
@@ -103,10 +103,14 @@ def run(order: dict[str, Any], folder: Path) -> None:
         os._exit(code)
 
 
-def count_changes(tally: Path, folders: list[str], at: int | None, number: int | None) -> None:
-    """Write a byte to `tally` for every change below `folders`; send the signal before change `at`."""
+def tell_modules(folder: Path) -> None:
+    (folder / "modules").write_text(" ".join(list(sys.modules)))
+
+
+def count_changes(folder: Path, folders: list[str], at: int | None, number: int | None) -> None:
+    """Write a byte to a tally for every change below `folders`; send the signal before change `at`."""
     made = 0
-    output = os.open(tally, os.O_WRONLY | os.O_CREAT)
+    output = os.open(folder / "changes", os.O_WRONLY | os.O_CREAT)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal made
@@ -117,6 +121,7 @@ def count_changes(tally: Path, folders: list[str], at: int | None, number: int |
         made += 1
         os.write(output, b".")
         if made == at and number is not None:
+            tell_modules(folder)
             os.kill(os.getpid(), number)
 
     sys.addaudithook(hook)

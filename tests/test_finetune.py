@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -103,8 +103,8 @@ def test_a_new_head_is_trained_when_asked_for(head: tuple[str, ...] | None) -> N
         ),
         (
             ("a", "b"), SINGLE, "auto",
-            "the teacher's head has 2 outputs (a, b), but the task has 3 (rotten, fresh, neither); give data of "
-            "the teacher's own labels, or train a new head with --fine-tune always",
+            "the teacher's head has 2 outputs (a, b), but the task has 3 (rotten, fresh, neither); give "
+            "data of the teacher's own labels, or train a new head with --fine-tune always",
         ),
         (
             ("a", "b"), VALUE, "auto",
@@ -192,7 +192,8 @@ def test_a_teacher_that_only_knows_the_commonest_label_is_refused() -> None:
     with pytest.raises(TeacherError) as error:
         checked(teacher, valid)
     assert str(error.value).startswith(
-        "the teacher is right on 60.0% of valid, and always answering 'fresh' on 60.0%: there is nothing to distil"
+        "the teacher is right on 60.0% of valid, and always answering 'fresh' on 60.0%: "
+        "there is nothing to distil"
     )
 
 
@@ -201,7 +202,9 @@ def test_a_teacher_without_correlation_is_refused() -> None:
     texts = examples_of(VALUE, 20).texts
     said = teacher.logits(teacher.encode(texts))[:, 0]
     checked(teacher, Examples(texts, said.tolist()))
-    with pytest.raises(TeacherError, match=r"do not correlate with the labels of valid \(Pearson -1\.000\); check"):
+    with pytest.raises(
+        TeacherError, match=r"do not correlate with the labels of valid \(Pearson -1\.000\); check"
+    ):
         checked(teacher, Examples(texts, (-said).tolist()))
     with pytest.raises(TeacherError, match=r"Pearson 0\.000"):
         check_teacher(teacher, Examples(texts, said.tolist()), 0.0)
@@ -211,6 +214,7 @@ numbers = st.lists(st.floats(-1000, 1000), min_size=2, max_size=30)
 
 
 @given(labels=numbers)
+@example(labels=[0.0, 2.75e-288])
 @NO_DEADLINE
 def test_scaled_targets_have_mean_0_and_deviation_1(labels: list[float]) -> None:
     mean, scale = target_scale(Examples([("a",)] * len(labels), labels), VALUE)
@@ -234,7 +238,9 @@ def test_labels_of_a_classification_are_not_scaled() -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("mean", "scale"), [(0.0, 1.0), (2.5, 1.4), (-70.0, 30.0)])
-def test_a_folded_head_gives_the_labels_own_scale(architecture: Architecture, mean: float, scale: float) -> None:
+def test_a_folded_head_gives_the_labels_own_scale(
+    architecture: Architecture, mean: float, scale: float
+) -> None:
     made = classifier(architecture, VALUE)
     encoded = made.encode(examples_of(VALUE, 8).texts)
     before = made.logits(encoded)
@@ -251,7 +257,9 @@ def test_the_supervised_loss_is_the_reference_for_every_example(
     logits = torch.randn(len(targets), 3, generator=torch.Generator().manual_seed(seed))
     losses = supervised(logits, torch.tensor(targets, dtype=torch.float64), SINGLE)
     for row, target in enumerate(targets):
-        assert losses[row] == pytest.approx(float(F.cross_entropy(logits[row], torch.tensor(target))), abs=1e-6)
+        assert losses[row] == pytest.approx(
+            float(F.cross_entropy(logits[row], torch.tensor(target))), abs=1e-6
+        )
     values = supervised(logits[:, :1], torch.tensor(targets, dtype=torch.float64), VALUE)
     assert values.shape == (len(targets),) and values.dtype == torch.float32
     assert values.tolist() == pytest.approx(
@@ -329,7 +337,9 @@ def test_a_fitting_teacher_is_taken_as_it_is(tmp_path: Path) -> None:
     theirs = Classifier.load(trained.parts["teacher"], SINGLE, MAX_LENGTH)
     logits = theirs.logits(theirs.encode(examples_of(SINGLE, 6).texts))
     other = Task("classification", False, ("Neither", "ROTTEN", "fresh"))
-    Classifier(reordered(theirs, (2, 0, 1)).model, theirs.tokenizer, other, MAX_LENGTH).save(tmp_path / "theirs")
+    Classifier(reordered(theirs, (2, 0, 1)).model, theirs.tokenizer, other, MAX_LENGTH).save(
+        tmp_path / "theirs"
+    )
     artifact = fine_tuned(tmp_path / "second", STAGE, SINGLE, tmp_path / "theirs")
     assert artifact.figures["teacher"] == {
         "valid_score": trained.figures["teacher"]["valid_score"], "trained": False, "curve": [],
@@ -350,7 +360,9 @@ def test_a_teacher_that_cannot_teach_is_refused_by_the_stage(tmp_path: Path) -> 
 
 def test_an_encoder_is_refused_where_nothing_may_be_trained(tmp_path: Path) -> None:
     source = teacher_folder(tmp_path / "source")
-    with pytest.raises(TeacherError, match="the teacher has no classification head, and fine-tuning is switched"):
+    with pytest.raises(
+        TeacherError, match="the teacher has no classification head, and fine-tuning is switched"
+    ):
         fine_tuned(tmp_path, FineTune(mode="never", max_length=MAX_LENGTH), SINGLE, source)
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from pocketlm.errors import RecipeError, StorageError
 from pocketlm.progress import Quiet
 from pocketlm.train import Loss, Point, Settings, _is_evaluation, _schedule, has_bf16, train
-from tests.tiny import NO_DEADLINE
+from tests.tiny import NO_DEADLINE, KilledError
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 EXAMPLES, WIDTH, LABELS = 22, 6, 3
@@ -27,10 +27,6 @@ LENGTHS = [1 + (7 * index) % 11 for index in range(EXAMPLES)]
 # Batches of 4, 4, 4, 4, 4 and 2: a short one in every epoch.
 SETTINGS = Settings(epochs=3, learning_rate=0.02, batch_size=4, precision="fp32", evaluations=2)
 STEPS = 18
-
-
-class Killed(Exception):
-    """Stands for the power going off."""
 
 
 def a_model(seed: int = 0, dropout: float = 0.3) -> nn.Sequential:
@@ -93,7 +89,7 @@ def killed_at(call: int, loss: Loss = cross_entropy) -> Loss:
         nonlocal calls
         calls += 1
         if calls == call:
-            raise Killed
+            raise KilledError
         return loss(model, indices)
 
     return killing
@@ -111,13 +107,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, T
     return weights(model), curve
 
 
-# Before any step, mid-epoch, right after an evaluation (every third step) and at an epoch's end (every sixth).
+# Before any step, mid-epoch, right after an evaluation (every third step), at an epoch's end (every sixth).
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 6, 7, 8, 13, STEPS])
 @pytest.mark.usefixtures("always_checkpoint")
 def test_a_killed_run_ends_bit_for_bit_like_a_whole_one(
     tmp_path: Path, uninterrupted: tuple[dict[str, Tensor], list[Point]], call: int
 ) -> None:
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(a_model(), tmp_path, loss=killed_at(call))
     assert (tmp_path / "checkpoint.safetensors").exists() == (call > 1)
     # Another process starts with other random numbers and, but for the seeding, other weights.
@@ -142,7 +138,7 @@ def test_a_run_killed_again_and_again_ends_the_same(
     tmp_path: Path, uninterrupted: tuple[dict[str, Tensor], list[Point]]
 ) -> None:
     for seed in range(STEPS // 3 - 1):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(a_model(seed), tmp_path, loss=killed_at(4))
     last = a_model(77)
     assert run(last, tmp_path) == uninterrupted[1]
@@ -159,11 +155,11 @@ def test_steps_after_the_last_checkpoint_are_done_again(
         calls += 1
         monkeypatch.setattr("pocketlm.train.CHECKPOINT_SECONDS", 0.0 if calls <= 5 else 1e9)
         if calls == 9:
-            raise Killed
+            raise KilledError
         return cross_entropy(model, indices)
 
     calls = 0
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(a_model(), tmp_path, loss=no_more_checkpoints)
     resumed = a_model(99)
     curve = run(resumed, tmp_path)
@@ -181,10 +177,10 @@ def test_a_run_killed_in_an_evaluation_ends_the_same(
         nonlocal calls
         calls += 1
         if calls == 3:
-            raise Killed
+            raise KilledError
         return score_of(model)()
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(model, tmp_path, evaluate=evaluate)
     resumed = a_model(99)
     assert run(resumed, tmp_path) == uninterrupted[1]
@@ -197,7 +193,7 @@ def test_a_run_killed_behind_its_last_step_is_not_trained_further(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("accelerate.Accelerator.wait_for_everyone", killing)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(a_model(), tmp_path)
     resumed = a_model(99)
     assert run(resumed, tmp_path, loss=killed_at(1)) == uninterrupted[1]
@@ -205,7 +201,7 @@ def test_a_run_killed_behind_its_last_step_is_not_trained_further(
 
 
 def killing(*_: object) -> None:
-    raise Killed
+    raise KilledError
 
 
 @pytest.mark.usefixtures("always_checkpoint")
@@ -215,7 +211,7 @@ def test_a_stopped_run_stays_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     curve = run(whole, tmp_path / "whole", settings, evaluate=falling())
     with monkeypatch.context() as patch:
         patch.setattr("accelerate.Accelerator.wait_for_everyone", killing)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(a_model(), tmp_path / "killed", settings, evaluate=falling())
     resumed = a_model(99)
     assert run(resumed, tmp_path / "killed", settings, loss=killed_at(1), evaluate=killing) == curve
@@ -243,9 +239,13 @@ def test_shared_and_frozen_weights_and_the_losss_own_survive_a_kill(tmp_path: Pa
     whole, own = parts(0)
     run(whole, tmp_path / "a", loss=loss_with(own), evaluate=rising(), loss_parameters=own)
     killed, other = parts(0)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(
-            killed, tmp_path / "b", loss=killed_at(9, loss_with(other)), evaluate=rising(), loss_parameters=other
+            killed,
+            tmp_path / "b",
+            loss=killed_at(9, loss_with(other)),
+            evaluate=rising(),
+            loss_parameters=other,
         )
     resumed, mine = parts(99)
     # Five evaluations are left of six.
@@ -264,7 +264,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
     ends = []
     for seed in (0, 0, 1):
         model = a_model()
-        run(model, tmp_path, Settings(epochs=2, learning_rate=0.02, batch_size=4, seed=seed, precision="fp32"))
+        run(
+            model, tmp_path, Settings(epochs=2, learning_rate=0.02, batch_size=4, seed=seed, precision="fp32")
+        )
         ends.append(weights(model))
     assert_same(ends[0], ends[1])
     assert not torch.equal(ends[0]["0.weight"], ends[2]["0.weight"])
@@ -496,12 +498,12 @@ def test_progress_counts_every_step_and_what_was_done_before(
 
     class Recorder(Quiet):
         @contextmanager
-        def task(self, description: str, total: int, done: int = 0):  # noqa: ANN202
+        def task(self, description: str, total: int, done: int = 0):
             told.append((description, total, done))
             yield advanced.append
 
     model = a_model()
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(model, killed_at(6), LENGTHS, SETTINGS, score_of(model), tmp_path, Recorder(), "first")
     assert sum(advanced) == 5
     train(model, cross_entropy, LENGTHS, SETTINGS, score_of(model), tmp_path, Recorder(), "second")
@@ -525,7 +527,9 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_stays_whole(
 
     with monkeypatch.context() as patch:
         patch.setattr("pocketlm.train.save_file", full)
-        with pytest.raises(StorageError, match=r"checkpoint.*: the disk is full; .* run the same command again"):
+        with pytest.raises(
+            StorageError, match=r"checkpoint.*: the disk is full; .* run the same command again"
+        ):
             run(a_model(), tmp_path)
     resumed = a_model(99)
     assert run(resumed, tmp_path) == uninterrupted[1]
@@ -601,4 +605,3 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
         told = eval((tmp_path / f"{rank}.txt").read_text())
         assert told == pytest.approx([point.train_loss for point in curve], abs=1e-5)
     assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
-

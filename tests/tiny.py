@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 # A busy machine is slow, not wrong.
-NO_DEADLINE = settings(deadline=None, max_examples=25)
+NO_DEADLINE = settings(deadline=None, max_examples=16)
 
-WORDS = (
-    "a an the of and to in is it film films movie movies plot actor actors scene story quiet loud dull bright "
-    "triumph triumphs failure good better best bad worse worst love loved loves loving hate hated unlovely "
-    "never always nothing something naïve café señor 日本 映画 😀 🎬 re reworked under understand"
-).split()
+WORDS = [
+    "a", "an", "the", "of", "and", "to", "in", "is", "it", "film", "films", "movie", "movies", "plot",
+    "actor", "actors", "scene", "story", "quiet", "loud", "dull", "bright", "triumph", "triumphs",
+    "failure", "good", "better", "best", "bad", "worse", "worst", "love", "loved", "loves", "loving",
+    "hate", "hated", "unlovely", "never", "always", "nothing", "something", "naïve", "café", "señor",
+    "日本", "映画", "😀", "🎬", "re", "reworked", "under", "understand",
+]  # fmt: skip
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789éèñïü日本映画語😀🎬👩.,!?-#'"
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -28,6 +30,11 @@ KINDS: tuple[Kind, ...] = (
 )  # fmt: skip
 Architecture = Literal["bert", "roberta", "distilbert", "electra", "mpnet"]
 ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert", "electra", "mpnet")
+
+
+class KilledError(Exception):
+    """Stands for the power going off."""
+
 
 words = st.one_of(st.sampled_from(WORDS), st.text(ALPHABET, min_size=1, max_size=8))
 texts = st.one_of(
@@ -53,7 +60,9 @@ def tokenizer(kind: Kind = "wordpiece") -> Tokenizer:
     return Tokenizer.from_str(_tokenizer_json(kind))
 
 
-def wordpiece(specials: tuple[str, ...] = BERT_SPECIALS, vocabulary: dict[str, int] | None = None) -> Tokenizer:
+def wordpiece(
+    specials: tuple[str, ...] = BERT_SPECIALS, vocabulary: dict[str, int] | None = None
+) -> Tokenizer:
     """WordPiece whose vocabulary holds every character of the alphabet in both its forms."""
     pad, unknown, start, end, mask = specials
     if vocabulary is None:

@@ -243,13 +243,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        errors.print("stopped; the same command goes on from here", markup=False)
         code = INTERRUPTED
     except typer.TyperException as error:
         error.show()  # pyright: ignore[reportAttributeAccessIssue] (every subclass has it)
         code = error.exit_code
     except BrokenPipeError:
         code = 0
+    if code == INTERRUPTED:  # some versions of typer turn Ctrl-C into this code themselves
+        errors.print("stopped; the same command goes on from here", markup=False)
     sys.exit(code or 0)
 
 

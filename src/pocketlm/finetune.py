@@ -107,7 +107,7 @@ class FineTune:
         else:
             teacher, curve = self._train(artifact, context, valid)
         reached = valid_score(teacher, teacher.encode(valid.texts), valid)
-        check_teacher(teacher, valid, reached)
+        check_teacher(teacher, valid, reached, order, trained=order is None)
         folder = context.folder / "teacher"
         teacher.save(folder)
         figures = {
@@ -191,8 +191,21 @@ def reordered(teacher: Classifier, order: Sequence[int]) -> Classifier:
     return teacher
 
 
-def check_teacher(teacher: Classifier, valid: Examples, reached: float) -> None:
+def check_teacher(
+    teacher: Classifier,
+    valid: Examples,
+    reached: float,
+    order: Sequence[int] | None = None,
+    trained: bool = False,
+) -> None:
     """Refuse a teacher that has nothing to teach.
+
+    Args:
+        teacher: With its outputs in the order of the task's labels.
+        valid: What it is asked.
+        reached: Its score on them.
+        order: Its own output behind every output, as `fitting_head` found it; None where they are the same.
+        trained: True where the head was trained just now, so that its labels cannot be swapped.
 
     Raises:
         TeacherError: no better than always saying the commonest label (or, in regression, no
@@ -213,11 +226,12 @@ def check_teacher(teacher: Classifier, valid: Examples, reached: float) -> None:
     rows, columns = cast(tuple[Indices, Indices], linear_sum_assignment(counts, maximize=True))
     best = counts[rows, columns].sum() / len(labels)
     majority = np.bincount(labels).max() / len(labels)
-    if best > max(reached, majority) + SWAPPED_MARGIN:
-        order = ", ".join(task.labels[int(column)] for column in columns)
+    if not trained and best > max(reached, majority) + SWAPPED_MARGIN:
+        own = order or range(task.outputs)
+        meant = ", ".join(task.labels[int(columns[own.index(output)])] for output in range(task.outputs))
         raise TeacherError(
             f"the teacher's labels are in another order than the data's: accuracy on valid is {reached:.1%}, "
-            f"but {best:.1%} if its outputs meant {order}; name the teacher's labels in that order in "
+            f"but {best:.1%} if its outputs meant {meant}; name the teacher's labels in that order in "
             "id2label of its config.json, or train a new head with --fine-tune always"
         )
     if reached <= majority:
@@ -268,7 +282,8 @@ def target_scale(examples: Examples, task: Task) -> tuple[float, float]:
         return 0.0, 1.0
     labels = np.asarray(examples.labels, dtype=np.float64)
     # ptp is exactly 0 for equal labels; a standard deviation is not, because the mean is rounded.
-    return float(labels.mean()), float(labels.std()) if np.ptp(labels) else 1.0
+    spread = float(labels.std()) if np.ptp(labels) else 0.0
+    return float(labels.mean()), spread or 1.0
 
 
 def fold_scale(model: nn.Module, mean: float, scale: float) -> None:

@@ -18,15 +18,13 @@ from pocketlm.models.student import BuildStudent
 from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.tokenization.align import UNALIGNED, align
+from pocketlm.train import Loss
+from tests.tiny import KilledError
 from tests.tiny_models import BERT_LIKE, MAX_LENGTH, PAIR, SINGLE, VALUE, Architecture, classifier, prepared
 
 SMALL = BuildStudent(layers=2, intermediate_size=24, vocabulary=100)
 WHOLE = BuildStudent(layers=3, vocabulary=None)
 FAST = Distill(epochs=8, learning_rate=3e-3, batch_size=8, precision="fp32", warmup=0.0)
-
-
-class Killed(Exception):
-    """Stands for the power going off."""
 
 
 def context(folder: Path) -> Context:
@@ -48,16 +46,22 @@ def ready(
     return (outputs or TeacherOutputs())(artifact, context(folder / "outputs"))
 
 
-def losses_of(
-    artifact: Artifact, stage: Distill, rows: list[int], scale: float = 1.0
-) -> tuple[torch.Tensor, Classifier]:
-    """The stage's loss of some examples in evaluation mode, and the student."""
+def loss_of(artifact: Artifact, stage: Distill, scale: float = 1.0) -> tuple[Loss, Classifier]:
+    """The stage's loss, and the student in evaluation mode."""
     student = Classifier.load(artifact.parts["student"], artifact.task, MAX_LENGTH)
     examples = load_split(artifact.parts["data"], "train")
     loss = stage.loss(
         student, student.encode(examples.texts), Store.open(artifact.parts["teacher_outputs"]),
         torch.tensor(examples.labels), scale,
     )  # fmt: skip
+    return loss, student
+
+
+def losses_of(
+    artifact: Artifact, stage: Distill, rows: list[int], scale: float = 1.0
+) -> tuple[torch.Tensor, Classifier]:
+    """The losses of some examples, and the student."""
+    loss, student = loss_of(artifact, stage, scale)
     with torch.no_grad():
         return loss(student.model, rows), student
 
@@ -78,8 +82,10 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(
 def test_padding_never_changes_a_loss(tmp_path: Path, architecture: Architecture, task: Task) -> None:
     artifact = ready(tmp_path, architecture, task)
     stage = Distill(hidden=0.7, logits=1.3, labels=0.5)
-    together, _ = losses_of(artifact, stage, list(range(12)), scale=2.0)
-    alone = torch.cat([losses_of(artifact, stage, [row], scale=2.0)[0] for row in range(12)])
+    loss, student = loss_of(artifact, stage, scale=2.0)
+    with torch.no_grad():
+        together = loss(student.model, range(12))
+        alone = torch.cat([loss(student.model, [row]) for row in range(12)])
     assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5)
     assert together.min() > 0
 
@@ -168,7 +174,9 @@ def test_logits_alone_need_no_hidden_states(tmp_path: Path) -> None:
 
 def test_hidden_states_that_were_not_kept_are_missed(tmp_path: Path) -> None:
     artifact = ready(tmp_path, outputs=TeacherOutputs(layer_map=()))
-    with pytest.raises(RecipeError, match=r"hidden=1\.0, but .* no hidden states \(layer_map: \[\]\); set hidden: 0"):
+    with pytest.raises(
+        RecipeError, match=r"hidden=1\.0, but .* no hidden states \(layer_map: \[\]\); set hidden: 0"
+    ):
         Distill(epochs=1, precision="fp32")(artifact, context(tmp_path / "distil"))
 
 
@@ -192,19 +200,17 @@ def test_a_killed_distillation_ends_the_same(tmp_path: Path, monkeypatch: pytest
         nonlocal calls
         calls += 1
         if calls == 25:
-            raise Killed
+            raise KilledError
         return hidden_mse(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr("pocketlm.distill.layers.hidden_mse", killing)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             stage(artifact, context(tmp_path / "killed"))
     assert (tmp_path / "killed" / "checkpoint.safetensors").exists()
     resumed = stage(artifact, context(tmp_path / "killed"))
     assert resumed.figures == whole.figures
-    one, two = (
-        (done.parts["student"] / "model.safetensors").read_bytes() for done in (whole, resumed)
-    )
+    one, two = ((done.parts["student"] / "model.safetensors").read_bytes() for done in (whole, resumed))
     assert one == two
 
 

@@ -20,13 +20,10 @@ from pocketlm.progress import Quiet
 from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.tokenization.align import UNALIGNED, align
+from tests.tiny import KilledError
 from tests.tiny_models import BERT_LIKE, MAX_LENGTH, PAIR, SINGLE, VALUE, Architecture, classifier, prepared
 
 STUDENT = BuildStudent(layers=2, intermediate_size=24, vocabulary=100)
-
-
-class Killed(Exception):
-    """Stands for the power going off."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +37,9 @@ def with_student(
     folder: Path, architecture: Architecture = "bert", task: Task = SINGLE, max_length: int = MAX_LENGTH
 ) -> Artifact:
     classifier(architecture, task, layers=3, max_length=max_length).save(folder / "teacher")
-    artifact = prepared(folder, task).with_part("teacher", folder / "teacher").with_figures(max_length=max_length)
+    artifact = (
+        prepared(folder, task).with_part("teacher", folder / "teacher").with_figures(max_length=max_length)
+    )
     return STUDENT(artifact, context(folder / "student"))
 
 
@@ -59,7 +58,9 @@ def both(artifact: Artifact) -> tuple[Classifier, Classifier]:
 
 @pytest.mark.parametrize("architecture", BERT_LIKE)
 @pytest.mark.parametrize("task", [SINGLE, PAIR, VALUE], ids=["single", "pair", "value"])
-def test_the_store_holds_what_the_teacher_says(tmp_path: Path, architecture: Architecture, task: Task) -> None:
+def test_the_store_holds_what_the_teacher_says(
+    tmp_path: Path, architecture: Architecture, task: Task
+) -> None:
     artifact = with_student(tmp_path, architecture, task)
     done = TeacherOutputs()(artifact, context(tmp_path / "outputs"))
     # Layers 3 of the teacher cut to 2: its layers 0 and 2.
@@ -87,7 +88,7 @@ def test_the_store_holds_what_the_teacher_says(tmp_path: Path, architecture: Arc
 
 
 def test_a_batch_of_states_is_padded_as_the_students_inputs_are(tmp_path: Path) -> None:
-    artifact = with_student(tmp_path, max_length=40)
+    artifact = with_student(tmp_path, max_length=80)
     store = Store.open(TeacherOutputs()(artifact, context(tmp_path / "outputs")).parts["teacher_outputs"])
     _, student = both(artifact)
     encoded = student.encode(load_split(artifact.parts["data"], "train").texts)
@@ -125,12 +126,12 @@ class KilledAt(Quiet):
         self.batch = batch
 
     @contextmanager
-    def task(self, description: str, total: int, done: int = 0):  # noqa: ANN202
+    def task(self, description: str, total: int, done: int = 0):
         def advance(steps: int) -> None:
             nonlocal done
             done += steps
             if done >= self.batch:
-                raise Killed
+                raise KilledError
 
         yield advance
 
@@ -141,7 +142,7 @@ def test_a_killed_run_ends_with_the_same_store(
 ) -> None:
     artifact = with_student(tmp_path)
     whole = TeacherOutputs()(artifact, context(tmp_path / "whole"))
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         TeacherOutputs()(artifact, context(tmp_path / "killed", KilledAt(batch)))
     saved = json.loads((tmp_path / "killed" / "done.json").read_text()) if batch > 1 else 0
     assert saved == {1: 0, 2: 2, 3: 2, 5: 5}[batch]
@@ -149,13 +150,16 @@ def test_a_killed_run_ends_with_the_same_store(
     asked: list[int] = []
     forward = Classifier.inputs
     monkeypatch.setattr(
-        Classifier, "inputs", lambda self, encoded, rows: (asked.extend(rows), forward(self, encoded, rows))[1]
+        Classifier,
+        "inputs",
+        lambda self, encoded, rows: (asked.extend(rows), forward(self, encoded, rows))[1],
     )
     resumed = TeacherOutputs()(artifact, context(tmp_path / "killed"))
     assert len(asked) == 24 - 5 * saved if saved < 5 else not asked
     for name in ("logits", "hidden", "known", "offsets"):
         one, two = (
-            np.load(place.parts["teacher_outputs"] / f"{name}.npy", mmap_mode="r") for place in (whole, resumed)
+            np.load(place.parts["teacher_outputs"] / f"{name}.npy", mmap_mode="r")
+            for place in (whole, resumed)
         )
         assert np.array_equal(one, two), name
 
@@ -210,8 +214,8 @@ def test_a_map_that_does_not_fit_is_refused(tmp_path: Path, layer_map: tuple[int
     with pytest.raises(RecipeError) as error:
         TeacherOutputs(layer_map)(artifact, context(tmp_path / "outputs"))
     assert str(error.value) == (
-        f"layer_map={list(layer_map)} does not fit: give one of the teacher's states 0 to 3 for the student's "
-        "embeddings and for each of its 2 layers"
+        f"layer_map={list(layer_map)} does not fit: give one of the teacher's states 0 to 3 for the "
+        "student's embeddings and for each of its 2 layers"
     )
 
 

@@ -25,7 +25,16 @@ from pocketlm.models.load import (
 )
 from pocketlm.task import Task
 from tests.tiny import sentences
-from tests.tiny_models import ARCHITECTURES, MAX_LENGTH, PAIR, SINGLE, VALUE, Architecture, classifier, examples_of
+from tests.tiny_models import (
+    ARCHITECTURES,
+    MAX_LENGTH,
+    PAIR,
+    SINGLE,
+    VALUE,
+    Architecture,
+    classifier,
+    examples_of,
+)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -77,7 +86,9 @@ def test_segments_are_given_where_they_mean_something(architecture: Architecture
     assert ("token_type_ids" in made.inputs(encoded, [0])) == segments
 
 
-def test_logits_come_in_the_order_of_the_texts_however_they_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_come_in_the_order_of_the_texts_however_they_are_batched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = classifier()
     encoded = made.encode([(text,) for text in sentences(25)])
     whole = made.logits(encoded)
@@ -141,7 +152,9 @@ def test_transformers_reads_the_tokenizer_alike(tmp_path: Path, architecture: Ar
 def test_a_half_precision_teacher_is_loaded_in_float32(tmp_path: Path) -> None:
     made = classifier()
     made.save(tmp_path)
-    AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float16).save_pretrained(tmp_path)
+    AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float16).save_pretrained(
+        tmp_path
+    )
     again = Classifier.load(tmp_path, SINGLE, MAX_LENGTH)
     assert {parameter.dtype for parameter in again.model.parameters()} == {torch.float32}
     headed = with_new_head(tmp_path, PAIR, MAX_LENGTH)
@@ -208,7 +221,8 @@ def test_without_dropout_training_mode_changes_nothing(tmp_path: Path, architect
 
 def test_an_architecture_without_a_classifier_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"]}), encoding="utf-8"
+        json.dumps({"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"]}),
+        encoding="utf-8",
     )
     with pytest.raises(
         TeacherError, match=r"is of model type clip_vision_model, .* sequence classifier; use an encoder"
@@ -223,11 +237,13 @@ def test_the_output_layer_makes_the_logits(architecture: Architecture) -> None:
     before = made.logits(encoded)
     with torch.no_grad():
         output_layer(made.model).bias += torch.tensor([1.0, 2.0, 3.0])
-    assert np.allclose(made.logits(encoded), before + [1, 2, 3], atol=1e-5)
+    assert np.allclose(made.logits(encoded), before + np.array([1, 2, 3]), atol=1e-5)
 
 
 def test_a_model_without_a_linear_head_is_refused() -> None:
-    with pytest.raises(TeacherError, match=r"Tanh has no linear classification head called `classifier`; use"):
+    with pytest.raises(
+        TeacherError, match=r"Tanh has no linear classification head called `classifier`; use"
+    ):
         output_layer(nn.Tanh())
 
 

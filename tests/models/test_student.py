@@ -51,7 +51,9 @@ def built(
     """The student that the stage makes, read from its folder, and the artifact."""
     artifact = prepared(folder, task)
     teacher.save(folder / "teacher")
-    artifact = stage(artifact.with_part("teacher", folder / "teacher"), Context(folder, folder / "checkpoints"))
+    artifact = stage(
+        artifact.with_part("teacher", folder / "teacher"), Context(folder, folder / "checkpoints")
+    )
     return Classifier.load(artifact.parts["student"], task, MAX_LENGTH), artifact
 
 
@@ -169,7 +171,8 @@ def test_a_student_has_no_dropout(tmp_path: Path) -> None:
 def test_kept_layers_are_the_teachers(architecture: Architecture) -> None:
     model = classifier(architecture, layers=4).model
     before = [
-        {name: tensor.clone() for name, tensor in layer.state_dict().items()} for layer in encoder_layers(model)
+        {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+        for layer in encoder_layers(model)
     ]
     keep_layers(model, (0, 2))
     assert model.config.num_hidden_layers == len(encoder_layers(model)) == 2
@@ -217,7 +220,8 @@ def test_too_many_neurons_are_refused(size: int) -> None:
     with pytest.raises(RecipeError) as error:
         keep_neurons(made.model, saliency, size)
     assert str(error.value) == (
-        f"intermediate_size={size} is out of range; the teacher has {NEURONS} neurons, so allowed: 1 to {NEURONS}"
+        f"intermediate_size={size} is out of range; the teacher has {NEURONS} neurons, "
+        f"so allowed: 1 to {NEURONS}"
     )
 
 
@@ -243,7 +247,7 @@ def test_saliency_is_the_mean_over_pieces_without_padding(
     assert not any(layer.intermediate._forward_hooks for layer in encoder_layers(made.model))
 
 
-def activations(made: Classifier, index: int, encoded) -> list[Tensor]:  # noqa: ANN001
+def activations(made: Classifier, index: int, encoded) -> list[Tensor]:
     """What each layer's falling matrix is given for one example."""
     found: list[Tensor] = []
     hooks = [
@@ -333,7 +337,8 @@ def test_positions_follow_a_padding_piece_that_moves(tmp_path: Path) -> None:
 
 def test_a_teacher_of_another_family_is_refused() -> None:
     with pytest.raises(
-        TeacherError, match=r"DistilBertForSequenceClassification is not built of BERT-like layers, .* use a BERT"
+        TeacherError,
+        match=r"DistilBertForSequenceClassification is not built of BERT-like layers, .* use a BERT",
     ):
         encoder_layers(classifier("distilbert").model)
 

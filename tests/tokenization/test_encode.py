@@ -80,7 +80,9 @@ def test_no_examples() -> None:
     assert len(encode(tokenizer(), [], 8)) == 0
 
 
-@pytest.mark.parametrize(("kind", "token"), [("wordpiece", "[PAD]"), ("byte-bpe", "<pad>"), ("unigram", "<pad>")])
+@pytest.mark.parametrize(
+    ("kind", "token"), [("wordpiece", "[PAD]"), ("byte-bpe", "<pad>"), ("unigram", "<pad>")]
+)
 def test_the_padding_piece_is_found(kind: str, token: str) -> None:
     assert pad_id(tokenizer(kind)) == tokenizer(kind).token_to_id(token)
 
@@ -107,7 +109,9 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_any_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match=r"has no tokenizer\.json, and none can be made from its vocabulary"):
+    with pytest.raises(
+        TeacherError, match=r"has no tokenizer\.json, and none can be made from its vocabulary"
+    ):
         load_tokenizer(tmp_path)
 
 

@@ -93,13 +93,15 @@ def test_every_new_id_is_the_teachers_same_piece(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("text", [("a quiet film", None), ("a quiet film", "good, 日本"), ("", ""), ("", None)])
+@pytest.mark.parametrize(
+    "text", [("a quiet film", None), ("a quiet film", "good, 日本"), ("", ""), ("", None)]
+)
 def test_special_tokens_stand_where_they_stood(
     trimmings: dict[tuple[str, int], Trimmed], kind: str, size: int, text: tuple[str, str | None]
 ) -> None:
     teacher, trimmed = tokenizer(kind), trimmings[kind, size]
 
-    def frame(encoding):  # noqa: ANN001, ANN202
+    def frame(encoding):
         kept = zip(encoding.tokens, encoding.type_ids, encoding.sequence_ids, strict=True)
         return [(piece, segment) for piece, segment, sequence in kept if sequence is None]
 
@@ -204,12 +206,19 @@ def test_words_added_behind_the_vocabulary_are_kept(kind: str) -> None:
 def test_a_piece_whose_characters_the_teacher_lacks_stays_whole() -> None:
     vocabulary = {
         piece: index
-        for index, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "ab", "xyz", "##cd"])
+        for index, piece in enumerate(
+            ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "ab", "xyz", "##cd"]
+        )
     }
     trimmed = trim(wordpiece(vocabulary=vocabulary), [], 0)
     # "ab" can be spelled a ##b; there is no x, no ##y and no ##c.
     assert pieces_of(trimmed) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "xyz", "##cd"]
-    assert trimmed.tokenizer.encode("xyzcd ab", add_special_tokens=False).tokens == ["xyz", "##cd", "a", "##b"]
+    assert trimmed.tokenizer.encode("xyzcd ab", add_special_tokens=False).tokens == [
+        "xyz",
+        "##cd",
+        "a",
+        "##b",
+    ]
 
 
 def test_a_unigram_piece_whose_characters_the_teacher_lacks_stays_whole() -> None:
@@ -224,7 +233,14 @@ def test_a_unigram_piece_whose_characters_the_teacher_lacks_stays_whole() -> Non
 def test_unused_pieces_go() -> None:
     vocabulary = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", "[unused12]", "a"])
     teacher = wordpiece(vocabulary={piece: index for index, piece in enumerate(vocabulary)})
-    assert pieces_of(trim(teacher, [("a",)], EVERYTHING)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
+    assert pieces_of(trim(teacher, [("a",)], EVERYTHING)) == [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+    ]
 
 
 def test_nested_post_processors_are_renumbered() -> None:
@@ -246,7 +262,9 @@ def test_nested_post_processors_are_renumbered() -> None:
 
 def test_another_type_of_tokenizer_is_refused() -> None:
     teacher = Tokenizer(models.WordLevel({"[UNK]": 0, "plot": 1}, unk_token="[UNK]"))
-    with pytest.raises(TeacherError, match=r"type WordLevel; .*WordPiece, BPE and Unigram; set `vocabulary: null`"):
+    with pytest.raises(
+        TeacherError, match=r"type WordLevel; .*WordPiece, BPE and Unigram; set `vocabulary: null`"
+    ):
         trim(teacher, [("plot",)], 10)
 
 
@@ -264,7 +282,11 @@ def test_a_real_teacher() -> None:
     teacher = Tokenizer.from_file(str(found[0]))
     teacher.no_padding()
     teacher.no_truncation()
-    texts = ["naïveté, 日本映画 unbelievably!", "antidisestablishmentarianism's 12,345.67 café", *sentences(50)]
+    texts = [
+        "naïveté, 日本映画 unbelievably!",
+        "antidisestablishmentarianism's 12,345.67 café",
+        *sentences(50),
+    ]
     trimmed = trim(teacher, [(text,) for text in texts[2:]], 3000)
     assert pieces_of(trimmed) == [teacher.id_to_token(old) for old in trimmed.teacher_ids]
     for text in texts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,8 +94,12 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: Path, task: Task, max_length: int) -> Classifier:
-        """Read what `save` wrote, in float32."""
-        return cls(_read_model(folder), load_tokenizer(folder), task, max_length)
+        """Read what `save` wrote, in float32.
+
+        Raises:
+            TeacherError: the weights do not fit the config.
+        """
+        return cls(_read_model(folder, new_head=False), load_tokenizer(folder), task, max_length)
 
 
 def head_of(folder: Path) -> tuple[str, ...] | None:
@@ -110,7 +115,7 @@ def with_new_head(folder: Path, task: Task, max_length: int, dropout: float | No
     """A pre-trained encoder under a fresh head for `task`; seed torch before the call.
 
     Raises:
-        TeacherError: transformers knows no classifier of this architecture.
+        TeacherError: transformers knows no classifier of this architecture, or the weights do not fit it.
     """
     config = _read_config(folder)
     config.num_labels = task.outputs
@@ -118,7 +123,7 @@ def with_new_head(folder: Path, task: Task, max_length: int, dropout: float | No
     if dropout is not None:
         set_dropout(config, dropout)
     try:
-        model = _read_model(folder, config=config, ignore_mismatched_sizes=True)
+        model = _read_model(folder, new_head=True, config=config)
     except ValueError as error:
         raise TeacherError(
             f"{folder.name} is of model type {config.model_type}, which transformers cannot load as a "
@@ -128,14 +133,32 @@ def with_new_head(folder: Path, task: Task, max_length: int, dropout: float | No
 
 
 def _read_config(folder: Path) -> Any:
-    return cast(Any, AutoConfig.from_pretrained(str(folder), local_files_only=True))
+    try:
+        return cast(Any, AutoConfig.from_pretrained(str(folder), local_files_only=True))
+    except ValueError as error:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        raise TeacherError(
+            f"{folder / 'config.json'}: model_type={kind!r} is none that transformers knows; "
+            "use an encoder of the BERT family"
+        ) from error
 
 
-def _read_model(folder: Path, **options: Any) -> PreTrainedModel:
+def _read_model(folder: Path, new_head: bool, **options: Any) -> PreTrainedModel:
+    """The classifier of a folder; what its weights do not hold would be random, which only a head may be."""
     options |= {"use_safetensors": True, "dtype": torch.float32, "attn_implementation": ATTENTION}
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     with quiet_transformers():
         auto = cast(Any, AutoModelForSequenceClassification)
-        return auto.from_pretrained(str(folder), local_files_only=True, **options)
+        model, found = auto.from_pretrained(str(folder), local_files_only=True, **options)
+    body = re.compile(rf"{model.base_model_prefix}\.(?!pooler\.)")
+    random = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    random = [name for name in random if not new_head or body.match(name)]
+    if random:
+        raise TeacherError(
+            f"the weights in {folder} do not fit its config.json: {', '.join(random[:3])}"
+            f"{', …' if len(random) > 3 else ''} missing or of another shape; fetch or save the model again"
+        )
+    return model
 
 
 def set_dropout(config: PretrainedConfig, dropout: float) -> None:

@@ -76,12 +76,12 @@ def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def quantize_embeddings(model: onnx.ModelProto) -> int:
     """Store every embedding table of a graph in 8 bits, in place; returns how many there were."""
     graph = model.graph
-    tables = {tensor.name: tensor for tensor in graph.initializer}
+    tables = _tables(graph)
     nodes: list[onnx.NodeProto] = []
     done: dict[str, bool] = {}
     for node in graph.node:
         table = tables.get(node.input[0]) if node.op_type == "Gather" else None
-        if table is None or len(table.dims) != 2 or np.prod(table.dims) < SMALLEST_TABLE:
+        if table is None:
             nodes.append(node)
             continue
         name, ids, output = node.input[0], node.input[1], node.output[0]
@@ -101,6 +101,22 @@ def quantize_embeddings(model: onnx.ModelProto) -> int:
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
     return len(done)
+
+
+def _tables(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Large float matrices that are looked up by rows and used in no other way, as tied weights are."""
+    found = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+        and len(tensor.dims) == 2
+        and np.prod(tensor.dims) >= SMALLEST_TABLE
+    }
+    for node in graph.node:
+        by_rows = node.op_type == "Gather" and not any(a.name == "axis" and a.i for a in node.attribute)
+        for name in node.input[1:] if by_rows else node.input:
+            found.pop(name, None)
+    return found
 
 
 def quantize_matmuls(source: Path, target: Path) -> None:

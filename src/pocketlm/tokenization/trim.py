@@ -9,7 +9,7 @@ After Abdaoui et al. 2020, "Load What You Need" (https://aclanthology.org/2020.s
 Deviations: a kept vocabulary is closed under spelling. Every single character of the teacher's
 vocabulary is kept, in all its forms (at the start of a word, inside one, at its end), and BPE keeps
 the pieces that the merges of a kept piece pass through. So no word that the teacher could spell
-becomes unknown.
+becomes unknown, as long as its characters are pieces themselves, as in a vocabulary made by training.
 """
 
 from __future__ import annotations
