@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,12 +15,15 @@ from typing import Any
 
 import pytest
 
+from pocketlm.artifact import Artifact
 from tests.easy import QUICK, pair_rows, regression_rows, sentence_rows, write_teacher, write_tsv
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # Threads that wait for each other in a spin make a tiny model twenty times slower on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Under pytest's log capture the exporter would trace every step it takes.
+logging.getLogger("torch.__trace").disabled = True
 
 
 @pytest.fixture(scope="session")
@@ -65,12 +69,20 @@ class Made:
         """The content of `pocket.json`."""
         return json.loads((self.pocket / "pocket.json").read_text(encoding="utf-8"))
 
+    def artifact(self, stage: str = "Measure") -> Artifact:
+        """What came out of a stage."""
+        found = [Artifact.load(path, self.cache) for path in (self.cache / "stages").glob("*/artifact.json")]
+        wanted = next(line for line in self.info["history"] if line.startswith(f"{stage}("))
+        return next(artifact for artifact in found if artifact.history[-1] == wanted)
+
     def part(self, name: str) -> Path:
         """A folder or file of the last artifact."""
-        from pocketlm.artifact import Artifact
+        return self.artifact().parts[name]
 
-        found = [Artifact.load(path, self.cache) for path in (self.cache / "stages").glob("*/artifact.json")]
-        return max(found, key=lambda artifact: len(artifact.history)).parts[name]
+    @property
+    def exported(self) -> Path:
+        """The graph in float32."""
+        return self.artifact("Export").parts["onnx"]
 
 
 @pytest.fixture(scope="session")

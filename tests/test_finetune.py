@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,36 @@ def test_swapped_labels_are_named(order: tuple[int, ...], wrong: int) -> None:
     mended = fitting_head(named, SINGLE, "auto")
     assert mended is not None
     checked(reordered(swapped, mended), valid)
+
+
+@pytest.mark.parametrize("theirs", [("fresh", "rotten", "neither"), ("neither", "rotten", "fresh")])
+def test_the_named_order_put_into_the_teachers_config_mends_it(
+    tmp_path: Path, theirs: tuple[str, ...]
+) -> None:
+    """Also where the teacher's own outputs stand in another order than the data's labels."""
+    teacher, valid = right_teacher(wrong=6)
+    # Output i says what label i of the data is, but the teacher's config gives it another name.
+    task = Task("classification", False, theirs)
+    Classifier(teacher.model, teacher.tokenizer, task, MAX_LENGTH).save(tmp_path / "source")
+    artifact = prepared(tmp_path, SINGLE).with_part("teacher_source", tmp_path / "source")
+    valid.save(artifact.parts["data"] / "valid.jsonl")
+    context = Context(tmp_path / "stage", tmp_path / "stage")
+    with pytest.raises(TeacherError, match="the teacher's labels are in another order") as error:
+        FineTune(max_length=MAX_LENGTH)(artifact, context)
+    named = str(error.value).split("if its outputs meant ")[1].split(";")[0].split(", ")
+    assert tuple(named) == SINGLE.labels
+    config = json.loads((tmp_path / "source" / "config.json").read_text(encoding="utf-8"))
+    config["id2label"] = {str(index): name for index, name in enumerate(named)}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    mended = FineTune(max_length=MAX_LENGTH)(artifact, context)
+    assert mended.figures["teacher"]["valid_score"] == pytest.approx(54 / 60)
+
+
+def test_a_head_trained_just_now_cannot_have_swapped_labels() -> None:
+    teacher, valid = right_teacher()
+    swapped = reordered(teacher, (1, 2, 0))
+    with pytest.raises(TeacherError, match="there is nothing to distil"):
+        check_teacher(swapped, valid, reached=0.0, trained=True)
 
 
 def test_a_teacher_that_only_knows_the_commonest_label_is_refused() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tests.conftest import Made
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_MB = 400
@@ -64,7 +68,38 @@ def test_the_base_install_is_small(bare: Path, capsys: pytest.CaptureFixture[str
     assert 10 < size_mb < LARGEST_MB
 
 
-@pytest.mark.skip(reason="to be completed: needs the pocket that a session fixture makes")
-def test_a_pocket_predicts_without_torch(bare: Path, data_dir: Path) -> None:
-    """500 real texts: `pocketlm.load(pocket)` in the bare environment equals the torch model."""
-    raise NotImplementedError
+PREDICT = """
+import json, sys
+import pocketlm
+
+texts, int8, exact = json.load(open(sys.argv[1]))
+pockets = {"int8": pocketlm.load(int8), "exact": pocketlm.load(exact)}
+answers = {name: pocket.logits(texts).tolist() for name, pocket in pockets.items()}
+loaded = [name for name in ("torch", "transformers") if name in sys.modules]
+print(json.dumps({**answers, "labels": [p.label for p in pockets["int8"].predict(texts)], "loaded": loaded}))
+"""
+
+
+def test_a_pocket_predicts_without_torch(bare: Path, made: Made, data_dir: Path, tmp_path: Path) -> None:
+    """500 real texts: the pocket in the bare environment, and its graph in float32, against torch."""
+    from pocketlm.measure.compare import as_pocket
+    from pocketlm.models.load import Classifier
+
+    rows = (data_dir / "sst2" / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:501]
+    texts = [row.split("\t")[0] for row in rows]
+    artifact = made.artifact()
+    student = Classifier.load(artifact.parts["student"], artifact.task, made.info["max_length"])
+    wanted = student.logits(student.encode([(text,) for text in texts]))
+    exact = as_pocket(student, tmp_path / "exact")
+    order, program = tmp_path / "order.json", tmp_path / "predict.py"
+    order.write_text(json.dumps([texts, str(made.pocket), str(exact)]), encoding="utf-8")
+    program.write_text(PREDICT, encoding="utf-8")
+    answer = json.loads(run([bare / "venv" / "bin" / "python", "-I", program, order], bare))
+    assert answer["loaded"] == []
+    assert len(answer["labels"]) == len(texts) == 500
+    largest = np.abs(wanted).max()
+    np.testing.assert_allclose(answer["exact"], wanted, atol=1e-3 * largest, rtol=0)
+    assert np.abs(np.array(answer["int8"]) - wanted).mean() < 0.05 * largest
+    labels = [artifact.task.labels[index] for index in wanted.argmax(axis=1)]
+    agree = np.mean(np.array(answer["labels"]) == np.array(labels))
+    assert agree >= 0.98

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pocketlm.data.examples import load_split
-from pocketlm.errors import InputError, TeacherError
+from pocketlm.errors import InputError, TeacherError, storage_errors
 from pocketlm.finetune import fitting_head, reordered
 from pocketlm.measure.compare import Measure, compare
 from pocketlm.measure.ledger import teacher_and_pocket
 from pocketlm.models.load import Classifier, head_of, with_new_head
 from pocketlm.pipeline import cache_folder, run
 from pocketlm.progress import Progress, Quiet
-from pocketlm.recipe import Override, resolve
+from pocketlm.recipe import Override, Recipe, resolve
 from pocketlm.runtime.pocket import load, physical_cores
 from pocketlm.shrink import recipe_of
 from pocketlm.sources import resolve as resolve_source
@@ -40,7 +40,8 @@ def bench(
         against: A folder, a Hub id or `pypi:…`; None takes the teacher that the pocket's recipe makes,
             from the cache where it is there. One without a head for the task is timed but not scored.
         revision: Of a Hub teacher.
-        data: A file or folder that has the test texts; None takes the pocket's own.
+        data: A file, all of whose rows are the test, or a folder or Hub data set with a test split; None
+            takes the pocket's own.
         overrides: Fields of the recipe's stages to change, such as the columns of `data`.
         rounds: Single texts timed for each side.
         threads: CPU threads; None takes every physical core.
@@ -54,11 +55,11 @@ def bench(
     """
     progress = progress or Quiet()
     loaded = load(pocket)
-    values = dict(recipe_of(pocket))
-    if data is not None:
-        values["data"] = {"train": data}
-    recipe = resolve(values, overrides)
-    artifact, _ = run(recipe, cache_folder(), progress, until="prepare" if against else "finetune")
+    carried = recipe_of(pocket)
+    if data is None:
+        artifact, _ = run(resolve(carried, overrides), cache_folder(), progress, until="prepare")
+    else:
+        artifact, _ = run(_on_other_data(carried, data, overrides), cache_folder(), until="prepare")
     if artifact.task.pair != loaded.task.pair or artifact.task.kind != loaded.task.kind:
         raise InputError(
             f"the data are for {artifact.task}, but the pocket is for {loaded.task}; give data of its task"
@@ -70,16 +71,23 @@ def bench(
             f"the data have the labels {', '.join(artifact.task.labels)}, the pocket {', '.join(task.labels)}"
         )
     if against is None:
-        folder, name = artifact.parts["teacher"], artifact.figures["teacher_name"]
+        made, _ = run(resolve(carried), cache_folder(), progress, until="finetune")
+        folder, name = made.parts["teacher"], made.figures["teacher_name"]
         teacher, scored = Classifier.load(folder, task, loaded.max_length), True
     else:
         source = resolve_source(against, "model", cache_folder(), revision, progress)
         folder, name = source.path, source.name
         teacher, scored = _given_teacher(folder, task, loaded.max_length, progress)
-    with tempfile.TemporaryDirectory() as work:
+    with storage_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as work:
         context = Context(Path(work), Path(work), progress, threads or physical_cores())
         measured = compare(teacher, folder, pocket, test, Measure(rounds=rounds), context, scored)
     return teacher_and_pocket(measured, task, name, loaded.name)
+
+
+def _on_other_data(carried: Mapping[str, Any], data: str, overrides: Sequence[Override]) -> Recipe:
+    """A pocket's recipe with the test texts of `data`; where they come from matters to no cut."""
+    whole = {"train": data, "valid": data, "test": data} if Path(data).is_file() else {"train": data}
+    return resolve({**carried, "data": whole}, [("prepare", "group", None), *overrides])
 
 
 def _given_teacher(folder: Path, task: Any, max_length: int, progress: Progress) -> tuple[Classifier, bool]:

@@ -69,28 +69,13 @@ class FineTune:
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _ = self.settings  # out of range is told at once
+        Settings.of(self)  # out of range is told at once
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout={self.dropout} is out of range; allowed: 0 up to below 1")
         if self.max_length < SHORTEST:
             raise RecipeError(
                 f"max_length={self.max_length} leaves no room for text; allowed: {SHORTEST} or more"
             )
-
-    @property
-    def settings(self) -> Settings:
-        """How it trains."""
-        return Settings(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            micro_batch=self.micro_batch,
-            warmup=self.warmup,
-            patience=self.patience,
-            evaluations=self.evaluations,
-            seed=self.seed,
-            precision=self.precision,
-        )
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Adds the part `teacher` and the figures `teacher` (valid score, curve, whether trained).
@@ -132,7 +117,7 @@ class FineTune:
             teacher.model,
             label_loss(teacher, encoded, (np.asarray(examples.labels) - mean) / scale),
             encoded.lengths,
-            self.settings,
+            Settings.of(self),
             lambda: valid_score(teacher, valid_encoded, valid),
             context.checkpoints,
             context.progress,

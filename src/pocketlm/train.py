@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -81,6 +81,13 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise RecipeError(f"{name}={value} is out of range; it must be above 0, or null")
+
+
+    @classmethod
+    def of(cls, stage: Any) -> Settings:
+        """The settings among a stage's fields, under the same names; the others keep their defaults."""
+        names = [known.name for known in fields(cls) if hasattr(stage, known.name)]
+        return cls(**{name: getattr(stage, name) for name in names})
 
 
 @dataclass

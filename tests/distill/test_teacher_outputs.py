@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pocketlm.artifact import Artifact
-from pocketlm.data.examples import load_split
+from pocketlm.data.examples import Examples, load_split
 from pocketlm.distill.teacher_outputs import Store, TeacherOutputs
 from pocketlm.errors import RecipeError
 from pocketlm.models.load import Classifier
@@ -108,15 +108,22 @@ def test_a_batch_of_states_is_padded_as_the_students_inputs_are(tmp_path: Path) 
 
 
 def test_pieces_beyond_the_teachers_cut_are_unknown(tmp_path: Path) -> None:
-    """A student that reads further than its teacher did is told nothing of what lies there."""
-    artifact = with_student(tmp_path, max_length=8)
+    """A student that spells the first text longer is left more of the second than its teacher."""
+    classifier(task=PAIR, max_length=12).save(tmp_path / "teacher")
+    artifact = prepared(tmp_path, PAIR).with_part("teacher", tmp_path / "teacher").with_figures(max_length=12)
+    Examples([("a film", "of it"), ("of it", "a film")], [0, 1]).save(artifact.parts["data"] / "train.jsonl")
+    artifact = BuildStudent(layers=2)(artifact, context(tmp_path / "student"))
+    texts = [("understand reworked unlovely", "a film of it a film of it"), ("a film", "it")]
+    Examples(texts, [0, 1]).save(artifact.parts["data"] / "train.jsonl")
     done = TeacherOutputs()(artifact, context(tmp_path / "outputs"))
     store = Store.open(done.parts["teacher_outputs"])
     teacher, student = both(artifact)
-    texts = load_split(artifact.parts["data"], "train").texts
     encoded, own = teacher.encode(texts), student.encode(texts)
     wanted = [position != UNALIGNED for index in range(len(texts)) for position in align(own, encoded, index)]
     assert store.known.tolist() == wanted
+    assert not all(wanted)
+    _, mask = store.hidden_of([0, 1])
+    assert mask[0].tolist() == wanted[: own.lengths[0]]
 
 
 class KilledAt(Quiet):

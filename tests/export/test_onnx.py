@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -154,10 +155,13 @@ def test_an_export_says_nothing_and_leaves_everything_as_loud_as_before(
 
     made = classifier("mpnet", layers=1)  # transformers warns of its attention
     transformers_logging.warning_once.cache_clear()
+    theirs = logging.StreamHandler(sys.stdout)
+    logging.getLogger("transformers").addHandler(theirs)
     monkeypatch.setattr(torch.onnx, "export", noisy)
     capfd.readouterr()
     with warnings.catch_warnings(record=True) as warned, pytest.raises(KilledError):
         export(made, tmp_path / "model.onnx")
+    logging.getLogger("transformers").removeHandler(theirs)
     told = capfd.readouterr()
     assert (told.out, told.err, warned) == ("", "", [])
     assert logging.root.manager.disable == logging.NOTSET

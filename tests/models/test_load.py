@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertModel
@@ -196,6 +197,43 @@ def test_a_head_of_another_size_is_replaced(tmp_path: Path) -> None:
     classifier("roberta", SINGLE).save(tmp_path)
     made = with_new_head(tmp_path, PAIR, MAX_LENGTH)
     assert made.logits(made.encode([("a", "film")])).shape == (1, 2)
+
+
+def without(folder: Path, *names: str) -> None:
+    """Take weights out of a saved model."""
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if name not in names}
+    assert len(kept) == len(tensors) - len(names)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["bert.encoder.layer.1.output.dense.weight", "classifier.weight"])
+def test_a_saved_classifier_has_to_be_whole(tmp_path: Path, name: str) -> None:
+    classifier().save(tmp_path)
+    without(tmp_path, name)
+    with pytest.raises(TeacherError, match=rf"do not fit its config\.json: {name} missing .*; fetch or save"):
+        Classifier.load(tmp_path, SINGLE, MAX_LENGTH)
+
+
+def test_under_a_new_head_only_the_head_may_be_new(tmp_path: Path) -> None:
+    classifier().save(tmp_path)
+    without(tmp_path, "classifier.weight", "classifier.bias", "bert.pooler.dense.weight")
+    with_new_head(tmp_path, PAIR, MAX_LENGTH)
+    without(tmp_path, "bert.encoder.layer.0.attention.self.query.weight")
+    with pytest.raises(
+        TeacherError, match=r"do not fit its config\.json: bert\.encoder\.layer\.0\.attention"
+    ):
+        with_new_head(tmp_path, PAIR, MAX_LENGTH)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    classifier().save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 99}), encoding="utf-8")
+    with pytest.raises(
+        TeacherError, match=r"bert\.embeddings\.word_embeddings\.weight missing or of another"
+    ):
+        Classifier.load(tmp_path, SINGLE, MAX_LENGTH)
 
 
 def test_dropout_is_set_and_else_left(tmp_path: Path) -> None:

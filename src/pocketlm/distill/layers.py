@@ -64,22 +64,7 @@ class Distill:
                 f"temperature={self.temperature}: "
                 "weights must be 0 or more, one of them above 0, and the temperature above 0"
             )
-        _ = self.settings  # out of range is told at once
-
-    @property
-    def settings(self) -> Settings:
-        """How it trains."""
-        return Settings(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            micro_batch=self.micro_batch,
-            warmup=self.warmup,
-            patience=self.patience,
-            evaluations=self.evaluations,
-            seed=self.seed,
-            precision=self.precision,
-        )
+        Settings.of(self)  # out of range is told at once
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `student`; adds the figure `distil` (valid score and curve).
@@ -102,7 +87,7 @@ class Distill:
             student.model,
             self.loss(student, encoded, Store.open(artifact.parts["teacher_outputs"]), targets, scale),
             encoded.lengths,
-            self.settings,
+            Settings.of(self),
             lambda: valid_score(student, valid_encoded, valid),
             context.checkpoints,
             context.progress,

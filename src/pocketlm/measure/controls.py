@@ -72,24 +72,13 @@ class Controls:
     epochs: int = 4
     learning_rate: float = 5e-5
     batch_size: int = 32
+    patience: int | None = 2
     precision: Precision = "auto"
     seed: int = 0
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _ = self.settings  # out of range is told at once
-
-    @property
-    def settings(self) -> Settings:
-        """How the twin trains."""
-        return Settings(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            patience=2,
-            precision=self.precision,
-            seed=self.seed,
-        )
+        Settings.of(self)  # out of range is told at once
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Adds the figure `controls`: rows of the ledger, empty where skipped."""
@@ -130,7 +119,7 @@ class Controls:
         model = Classifier.load(
             artifact.parts["untrained_student"], artifact.task, artifact.figures["max_length"]
         )
-        fit(model, artifact, context, self.settings, "control: no distillation")
+        fit(model, artifact, context, Settings.of(self), "control: no distillation")
         test = load_split(artifact.parts["data"], "test")
         return Control(model.logits(model.encode(test.texts)), None, parameters_of(model.model), None)
 

@@ -11,7 +11,10 @@ each and are multiplied out after the look-up.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -121,6 +124,9 @@ def _tables(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 
 def quantize_matmuls(source: Path, target: Path) -> None:
     """Dynamic 8-bit matrix products, one scale an output channel, 7 bits used (see the module)."""
+    # On the way onnx writes the graph once more, without looking whether the disk takes all of it.
+    if shutil.disk_usage(target.parent).free < 2 * source.stat().st_size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it advises a step that our graphs do not need
     try:
