@@ -95,6 +95,7 @@ def measure(bench: str, case: Case, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pocket = read_info(shrink(**sources, seed=seed, out=Path(folder) / case.task, progress=Bars()))
     lines = [line(bench, case.task, seed, recipe, pocket, row) for row in pocket["ledger"]["rows"]]
+    RESULTS.mkdir(exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(values, ensure_ascii=False) + "\n" for values in lines)
 

@@ -20,6 +20,8 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from pocketlm.artifact import Artifact
@@ -167,7 +169,7 @@ class Controls:
         table = cast(Any, donor.model).get_input_embeddings().weight.detach().clone()
         model = Classifier(
             cast(Any, StaticClassifier(table, artifact.task)),
-            donor.tokenizer,
+            plain_pieces(donor.tokenizer),
             artifact.task,
             donor.max_length,
         )
@@ -211,6 +213,13 @@ class StaticClassifier(nn.Module):
         second = mean(attention_mask * token_type_ids)
         joined = torch.cat([first, second, (first - second).abs(), first * second], dim=-1)
         return SimpleNamespace(logits=self.classifier(joined))
+
+
+def plain_pieces(tokenizer: Tokenizer) -> Tokenizer:
+    """The same pieces without special tokens; the second text of a pair has segment 1, whatever the model."""
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    cast(Any, plain).post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    return plain
 
 
 def fit(

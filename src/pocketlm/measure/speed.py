@@ -89,7 +89,13 @@ class Throughput:
         return self.timings.ratio(b, a)
 
 
-def interleave(runs: Mapping[str, Callable[[int], object]], inputs: int, rounds: int, warmup: int) -> Timings:
+def interleave(
+    runs: Mapping[str, Callable[[int], object]],
+    inputs: int,
+    rounds: int,
+    warmup: int,
+    pause_seconds: float = 0.0,
+) -> Timings:
     """Time callables in turn: A B, B A, A B, … each pair on the same input.
 
     Args:
@@ -97,6 +103,8 @@ def interleave(runs: Mapping[str, Callable[[int], object]], inputs: int, rounds:
         inputs: Number of inputs; round r uses input r modulo `inputs`.
         rounds: Timed rounds.
         warmup: Rounds before, not timed.
+        pause_seconds: Rest before each call, not timed. Torch's threads wait for work in a spin for some
+            milliseconds, and would take the cores from whoever comes next.
 
     Raises:
         InputError: there is nothing to time.
@@ -113,6 +121,8 @@ def interleave(runs: Mapping[str, Callable[[int], object]], inputs: int, rounds:
         # pass, or with an even number of inputs each of them would always meet the same order.
         turn = 1 if (index + round_ // inputs) % 2 == 0 else -1
         for name in list(runs)[::turn]:
+            if pause_seconds:
+                time.sleep(pause_seconds)
             start = time.perf_counter_ns()
             runs[name](index)
             stop = time.perf_counter_ns()
