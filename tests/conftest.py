@@ -104,6 +104,7 @@ def make(folder: Path, teacher: Path, data: Path, energy_seconds: float = 0.0) -
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCKETLM_CACHE", str(folder / "cache"))
+        patch.setattr(compare, "REST_SECONDS", 0.0)
         if energy_seconds:
             patch.setattr(compare, "request_energy", partial(request_energy, seconds=energy_seconds))
         else:

@@ -84,6 +84,7 @@ def run(order: dict[str, Any], folder: Path) -> None:
         from pocketlm.cli import main
 
         train.CHECKPOINT_SECONDS = order.get("checkpoint_seconds", train.CHECKPOINT_SECONDS)
+        compare.REST_SECONDS = 0.0
         compare.energy_of = lambda run, texts: None
         compare.peak_ram_bytes = lambda folder, texts, threads: None
         if order.get("folders"):

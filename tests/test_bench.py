@@ -43,6 +43,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Path], No
 def bench(made: Made, export: Callable[[Any, Path], None], monkeypatch: pytest.MonkeyPatch) -> Bench:
     """`pocketlm.bench`, quick in what other tests look at."""
     monkeypatch.setattr(compare, "export", export)
+    monkeypatch.setattr(compare, "REST_SECONDS", 0.0)
     monkeypatch.setenv("POCKETLM_CACHE", str(made.cache))
     monkeypatch.setattr(compare, "request_energy", lambda run, requests: None)
     monkeypatch.setattr(compare, "peak_ram_bytes", lambda folder, texts, threads: None)

@@ -259,8 +259,9 @@ def test_the_digest_follows_imports_however_deep(package: Package, statement: st
     deep = "from pocketlm.zz_c import other"
     first = package(zz_a=statement, zz_b=deep, zz_c="other = 1")
     assert package(zz_a=statement, zz_b=deep, zz_c="other = 1") == first
-    assert package(zz_a=statement + "\n", zz_b=deep, zz_c="other = 1") != first
-    assert package(zz_a=statement, zz_b=deep + "  # more", zz_c="other = 1") != first
+    assert package(zz_a=statement + "\nx = 1", zz_b=deep, zz_c="other = 1") != first
+    assert package(zz_a=statement, zz_b=deep + "\nx = 1", zz_c="other = 1") != first
+    assert package(zz_a=statement + "\n", zz_b=deep + "  # more", zz_c="other  =  1") == first
     assert package(zz_a=statement, zz_b=deep, zz_c="other = 2") != first
 
 

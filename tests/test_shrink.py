@@ -210,6 +210,7 @@ def aside(folder: Path) -> list[str]:
 def quick(made: Made, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`shrink` with everything in the cache but, where `changed`, the last stage."""
     monkeypatch.setenv("POCKETLM_CACHE", str(made.cache))
+    monkeypatch.setattr(compare, "REST_SECONDS", 0.0)
     monkeypatch.setattr(compare, "request_energy", lambda run, requests: None)
     monkeypatch.setattr(compare, "peak_ram_bytes", lambda folder, texts, threads: None)
 

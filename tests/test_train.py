@@ -586,7 +586,9 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(root=str(SOURCE.parent)))
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        # `--multi_gpu` is what makes it start processes; without a GPU they talk through the CPU.
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *("--main_process_port", "0"),
         *(str(script), str(tmp_path)),
     ]
     environment = {

@@ -4,8 +4,8 @@ A stage's folder is `CACHE/stages/<digest>`; the artifact file in it is written 
 done when that file is there. A run killed anywhere finds the stages before, done, and the killed
 stage's own folder with its checkpoints.
 
-Under `accelerate launch` every process runs the training stages together; all else is done by the
-first process, and the others read its result.
+Under `accelerate launch --multi_gpu --num_processes 2 -m pocketlm shrink …` (on CPUs too) every process
+runs the training stages together; all else is done by the first process, and the others read its result.
 """
 
 from __future__ import annotations
@@ -152,24 +152,27 @@ def _digest(text: str) -> str:
 
 @cache
 def code_digest(module: str) -> str:
-    """Hash of a module's source and of every pocketlm module that it imports, however deep."""
-    sources: dict[str, bytes] = {}
+    """Hash of a module and of every pocketlm module that it imports, however deep.
+
+    Of what they do, that is: comments and layout are not in it.
+    """
+    trees: dict[str, ast.Module] = {}
     todo = [module]
     while todo:
         name = todo.pop()
-        if name in sources:
+        if name in trees:
             continue
         path = _source_of(name)
         if path is None:
             continue
-        sources[name] = path.read_bytes()
-        todo.extend(_imports(sources[name]))
-    return _digest(json.dumps({name: hashlib.sha256(sources[name]).hexdigest() for name in sorted(sources)}))
+        trees[name] = ast.parse(path.read_bytes())
+        todo.extend(_imports(trees[name]))
+    return _digest(json.dumps({name: _digest(ast.dump(trees[name])) for name in sorted(trees)}))
 
 
-def _imports(source: bytes) -> Sequence[str]:
+def _imports(tree: ast.Module) -> Sequence[str]:
     found: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pocketlm"):
             found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):

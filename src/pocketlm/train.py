@@ -82,7 +82,6 @@ class Settings:
             if value is not None and value <= 0:
                 raise RecipeError(f"{name}={value} is out of range; it must be above 0, or null")
 
-
     @classmethod
     def of(cls, stage: Any) -> Settings:
         """The settings among a stage's fields, under the same names; the others keep their defaults."""
