@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,14 @@ def test_the_types_are_shipped(bare: Path) -> None:
 def test_the_command_knows_its_version(bare: Path) -> None:
     installed = python(bare, "from importlib.metadata import version; print(version('pocketlm'))")
     assert installed in run([bare / "venv" / "bin" / "pocketlm", "--version"], bare)
+
+
+@pytest.mark.parametrize("verb", ["shrink", "bench .", "recipe show"])
+def test_a_verb_of_the_workshop_names_the_install_command(verb: str, bare: Path) -> None:
+    command = [bare / "venv" / "bin" / "pocketlm", *verb.split()]
+    done = subprocess.run(command, cwd=bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: \w+ is not installed, .*pip install 'pocketlm\[compress\]'\n", done.stderr)
 
 
 def test_the_base_install_is_small(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,6 +167,7 @@ class Controls:
             artifact.parts["untrained_student"], artifact.task, artifact.figures["max_length"]
         )
         table = cast(Any, donor.model).get_input_embeddings().weight.detach().clone()
+        torch.manual_seed(self.seed)
         model = Classifier(
             cast(Any, StaticClassifier(table, artifact.task)),
             plain_pieces(donor.tokenizer),
