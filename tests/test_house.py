@@ -85,7 +85,7 @@ def test_the_search_sees_what_it_should() -> None:
     assert foreign(host) == [REGISTRY_HOSTS[0]]
     path = "/".join(("", "home", "someone", "x"))
     assert foreign(f"open('{path}')") and foreign(path)
-    assert foreign("an example.org/home/page, ./work/out and $HOME/opt/bin") == []
+    assert foreign("an example.org/home/page, ./job/out and $HOME/opt/bin") == []
 
 
 def test_no_large_file() -> None:
