@@ -34,6 +34,9 @@ WORDS = {
     *("energy_method", "commit", "recipe_sha256", "machine", "when"),
 }
 OTHERS = {"sparsity_of", "versions"}
+# What a line may say besides.
+FURTHER_NUMBERS = {"examples", "p95_ms", "throughput_per_s", "ram_bytes", "run_minutes"}
+FURTHER_OTHERS = {"other_metrics", "faster_x_spread", "isa"}
 CHOICES = {
     "kind": {"pocket", "teacher", "control", "peer", "paper-recipe"},
     "energy_method": {"rapl", "tdp", "none"},
@@ -60,9 +63,11 @@ def faults(line: str) -> list[str]:
     """What is wrong with a results line."""
     values = json.loads(line)
     found = [f"missing {name}" for name in sorted((NUMBERS | WORDS | OTHERS) - values.keys())]
-    found += [f"unknown {name}" for name in sorted(values.keys() - (NUMBERS | WORDS | OTHERS))]
+    known = NUMBERS | WORDS | OTHERS | FURTHER_NUMBERS | FURTHER_OTHERS
+    found += [f"unknown {name}" for name in sorted(values.keys() - known)]
     for name, value in values.items():
-        if name in NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+        number = name in NUMBERS | FURTHER_NUMBERS
+        if number and (isinstance(value, bool) or not isinstance(value, int | float | None)):
             found.append(f"{name} is {value!r}, not a number or null")
         if name in WORDS and not isinstance(value, str):
             found.append(f"{name} is {value!r}, not a text")
@@ -125,5 +130,7 @@ def test_a_wrong_line_is_told() -> None:
     assert faults(json.dumps(good | {"p50_ms": None})) == []
     assert faults(json.dumps(good | {"p50_ms": "fast"})) == ["p50_ms is 'fast', not a number or null"]
     assert faults(json.dumps(good | {"speed": 1})) == ["unknown speed"]
+    assert faults(json.dumps(good | {"ram_bytes": 1, "isa": ["avx2"]})) == []
+    assert faults(json.dumps(good | {"ram_bytes": "much"})) == ["ram_bytes is 'much', not a number or null"]
     del good["seed"]
     assert faults(json.dumps(good)) == ["missing seed"]
