@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pocketlm.artifact import Artifact
-from pocketlm.data.examples import load_split
+from pocketlm.data.examples import load_pool, load_split
 from pocketlm.distill.layers import Distill
 from pocketlm.distill.losses import hidden_mse, logit_kl, logit_mse
 from pocketlm.distill.teacher_outputs import Store, TeacherOutputs
@@ -49,12 +49,10 @@ def ready(
 def loss_of(artifact: Artifact, stage: Distill, scale: float = 1.0) -> tuple[Loss, Classifier]:
     """The stage's loss, and the student in evaluation mode."""
     student = Classifier.load(artifact.parts["student"], artifact.task, MAX_LENGTH)
-    examples = load_split(artifact.parts["data"], "train")
-    loss = stage.loss(
-        student, student.encode(examples.texts), Store.open(artifact.parts["teacher_outputs"]),
-        torch.tensor(examples.labels), scale,
-    )  # fmt: skip
-    return loss, student
+    pool, store = load_pool(artifact), Store.open(artifact.parts["teacher_outputs"])
+    encoded = student.encode(pool.texts)
+    terms = stage.terms(artifact, student, encoded, store)
+    return stage.loss(student, encoded, store, torch.tensor(pool.labels), scale, terms), student
 
 
 def losses_of(
@@ -167,15 +165,15 @@ def test_terms_can_be_left_out(tmp_path: Path, stage: Distill, zero: set[str]) -
 
 
 def test_logits_alone_need_no_hidden_states(tmp_path: Path) -> None:
-    artifact = ready(tmp_path, outputs=TeacherOutputs(layer_map=()))
+    artifact = ready(tmp_path, outputs=TeacherOutputs(states=()))
     done = Distill(hidden=0.0, epochs=1, precision="fp32")(artifact, context(tmp_path / "distil"))
     assert len(done.figures["distil"]["curve"]) == 1
 
 
 def test_hidden_states_that_were_not_kept_are_missed(tmp_path: Path) -> None:
-    artifact = ready(tmp_path, outputs=TeacherOutputs(layer_map=()))
+    artifact = ready(tmp_path, outputs=TeacherOutputs(states=()))
     with pytest.raises(
-        RecipeError, match=r"hidden=1\.0, but .* no hidden states \(layer_map: \[\]\); set hidden: 0"
+        RecipeError, match=r"hidden=1\.0 needs .* \[0, 1, 3\], and \[0, 1, 3\] were not kept; set states: "
     ):
         Distill(epochs=1, precision="fp32")(artifact, context(tmp_path / "distil"))
 

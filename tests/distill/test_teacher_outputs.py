@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pocketlm.artifact import Artifact
-from pocketlm.data.examples import load_split
-from pocketlm.distill.teacher_outputs import Store, TeacherOutputs, compute
+from pocketlm.data.examples import load_split, save_texts
+from pocketlm.distill.teacher_outputs import Store, TeacherOutputs, compute, principal
 from pocketlm.errors import RecipeError
 from pocketlm.models.load import Classifier
 from pocketlm.models.student import BuildStudent
@@ -66,7 +66,7 @@ def test_the_store_holds_what_the_teacher_says(
     done = TeacherOutputs()(artifact, context(tmp_path / "outputs"))
     # Layers 3 of the teacher cut to 2: its layers 0 and 2.
     assert artifact.figures["shape"]["teacher_layers"] == [0, 2]
-    assert done.figures["layer_map"] == [0, 1, 3]
+    assert done.figures["teacher_states"] == [0, 1, 3]
     store = Store.open(done.parts["teacher_outputs"])
     teacher, student = both(artifact)
     texts = load_split(artifact.parts["data"], "train").texts
@@ -78,12 +78,14 @@ def test_the_store_holds_what_the_teacher_says(
             output = teacher.model(**teacher.inputs(encoded, [index]), output_hidden_states=True)
         assert np.allclose(store.logits[index], output.logits[0].numpy(), atol=1e-5)
         aligned = align(own, encoded, index)
-        states, mask = store.hidden_of([index])
-        assert mask[0].tolist() == [position != UNALIGNED for position in aligned]
+        said = store.states_of([index], (3, 0, 1))
+        assert said.positions[0].tolist() == aligned and not said.bases
+        assert said.mask[0].tolist() == [position != UNALIGNED for position in aligned]
         for place, position in enumerate(aligned):
-            if position != UNALIGNED:
-                wanted = torch.stack([output.hidden_states[layer][0, position] for layer in (0, 1, 3)])
-                assert torch.allclose(states[0, place], wanted, atol=4e-3, rtol=1e-3)
+            for state in (0, 1, 3):
+                if position != UNALIGNED:
+                    wanted = output.hidden_states[state][0, position]
+                    assert torch.allclose(said.values[state][0, place], wanted, atol=4e-3, rtol=1e-3)
         finer += len(aligned) > encoded.lengths[index]
     assert finer > 0
 
@@ -95,17 +97,19 @@ def test_a_batch_of_states_is_padded_as_the_students_inputs_are(tmp_path: Path) 
     encoded = student.encode(load_split(artifact.parts["data"], "train").texts)
     rows = [7, 2, 11, 2]
     assert len({encoded.lengths[row] for row in rows}) > 1
-    states, mask = store.hidden_of(rows)
+    said = store.states_of(rows, [1, 3])
     inputs = student.inputs(encoded, rows)
-    assert states.shape == (*inputs["input_ids"].shape, 3, 32)
-    assert states.dtype == torch.float32 and mask.dtype == torch.bool
-    assert not (mask & (inputs["attention_mask"] == 0)).any()
+    for values in said.values.values():
+        assert values.shape == (*inputs["input_ids"].shape, 32) and values.dtype == torch.float32
+    assert not (said.mask & (inputs["attention_mask"] == 0)).any()
     for place, row in enumerate(rows):
-        alone, its_mask = store.hidden_of([row])
+        alone = store.states_of([row], [3, 1])
         length = encoded.lengths[row]
-        assert torch.equal(states[place, :length], alone[0])
-        assert torch.equal(mask[place, :length], its_mask[0])
-        assert not states[place, length:].any() and not mask[place, length:].any()
+        assert torch.equal(said.positions[place, :length], alone.positions[0])
+        assert not said.mask[place, length:].any()
+        for state in (1, 3):
+            assert torch.equal(said.values[state][place, :length], alone.values[state][0])
+            assert not said.values[state][place, length:].any()
 
 
 def test_pieces_beyond_the_teachers_cut_are_unknown(tmp_path: Path) -> None:
@@ -115,13 +119,13 @@ def test_pieces_beyond_the_teachers_cut_are_unknown(tmp_path: Path) -> None:
     cut, own = encode(teacher.tokenizer, texts, 5), teacher.encode(texts)
     compute(teacher, cut, own, (0, 3), context(tmp_path))
     store = Store.open(tmp_path)
-    assert store.known.tolist() == [True] * 4 + [False] * 3 + [True] * 5
-    states, mask = store.hidden_of([1, 0])
-    assert mask.tolist() == [[True] * 4 + [False] * 4, [True] * 4 + [False] * 3 + [True]]
+    assert store.positions.tolist() == [0, 1, 2, 3, -1, -1, -1, 4, 0, 1, 2, 3]
+    said = store.states_of([1, 0], [3])
+    assert said.mask.tolist() == [[True] * 4 + [False] * 4, [True] * 4 + [False] * 3 + [True]]
     with torch.no_grad():
         wanted = teacher.model(**teacher.inputs(cut, [0]), output_hidden_states=True).hidden_states[3][0]
     # [CLS] a quiet film, and the [SEP] that stands behind the cut.
-    assert torch.allclose(states[1, [0, 1, 2, 3, 7], 1], wanted, atol=4e-3, rtol=1e-3)
+    assert torch.allclose(said.values[3][1, [0, 1, 2, 3, 7]], wanted, atol=4e-3, rtol=1e-3)
 
 
 class KilledAt(Quiet):
@@ -161,7 +165,7 @@ def test_a_killed_run_ends_with_the_same_store(
     )
     resumed = TeacherOutputs()(artifact, context(tmp_path / "killed"))
     assert len(asked) == 24 - 5 * saved if saved < 5 else not asked
-    for name in ("logits", "hidden", "known", "offsets"):
+    for name in ("logits", "hidden", "positions", "offsets"):
         one, two = (
             np.load(place.parts["teacher_outputs"] / f"{name}.npy", mmap_mode="r")
             for place in (whole, resumed)
@@ -193,34 +197,131 @@ def test_a_finished_store_is_not_asked_for_again(tmp_path: Path, monkeypatch: py
     assert TeacherOutputs()(artifact, context(tmp_path / "outputs")) == first
 
 
-def test_an_empty_map_stores_logits_only(tmp_path: Path) -> None:
+def test_no_states_are_logits_only(tmp_path: Path) -> None:
     artifact = with_student(tmp_path)
-    done = TeacherOutputs(layer_map=())(artifact, context(tmp_path / "outputs"))
+    done = TeacherOutputs(states=())(artifact, context(tmp_path / "outputs"))
     store = Store.open(done.parts["teacher_outputs"])
     teacher, _ = both(artifact)
     texts = load_split(artifact.parts["data"], "train").texts
     assert np.allclose(store.logits, teacher.logits(teacher.encode(texts)), atol=1e-5)
     assert store.hidden.shape[1] == 0
-    assert done.figures["layer_map"] == []
+    assert done.figures["teacher_states"] == []
 
 
-def test_a_map_of_ones_own(tmp_path: Path) -> None:
+def test_states_of_ones_own(tmp_path: Path) -> None:
     artifact = with_student(tmp_path)
     default = Store.open(TeacherOutputs()(artifact, context(tmp_path / "a")).parts["teacher_outputs"])
-    own = Store.open(TeacherOutputs((3, 0, 0))(artifact, context(tmp_path / "b")).parts["teacher_outputs"])
-    assert np.array_equal(own.hidden[:, 0], default.hidden[:, 2])
-    assert np.array_equal(own.hidden[:, 1], default.hidden[:, 0])
-    assert np.array_equal(own.hidden[:, 2], default.hidden[:, 0])
+    done = TeacherOutputs(states=(3, 0, 0))(artifact, context(tmp_path / "b"))
+    own = Store.open(done.parts["teacher_outputs"])
+    assert own.states == (0, 3) and done.figures["teacher_states"] == [0, 3]
+    assert np.array_equal(own.hidden[:, 0], default.hidden[:, 0])
+    assert np.array_equal(own.hidden[:, 1], default.hidden[:, 2])
 
 
-@pytest.mark.parametrize("layer_map", [(0, 1), (0, 1, 2, 3), (0, 1, 4), (-1, 1, 2)])
-def test_a_map_that_does_not_fit_is_refused(tmp_path: Path, layer_map: tuple[int, ...]) -> None:
+def test_layer_inputs_are_kept_beside_their_outputs(tmp_path: Path) -> None:
+    done = TeacherOutputs(layer_inputs=True)(with_student(tmp_path), context(tmp_path / "a"))
+    assert done.figures["teacher_states"] == [0, 1, 2, 3]
+
+
+def test_states_of_a_student_that_was_not_cut_out_are_spread(tmp_path: Path) -> None:
+    artifact = with_student(tmp_path)
+    shape = {name: value for name, value in artifact.figures["shape"].items() if name != "teacher_layers"}
+    done = TeacherOutputs()(artifact.with_figures(shape=shape), context(tmp_path / "a"))
+    assert done.figures["teacher_states"] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("states", [(0, 4), (-1, 1, 2)])
+def test_states_that_the_teacher_has_not_are_refused(tmp_path: Path, states: tuple[int, ...]) -> None:
     artifact = with_student(tmp_path)
     with pytest.raises(RecipeError) as error:
-        TeacherOutputs(layer_map)(artifact, context(tmp_path / "outputs"))
+        TeacherOutputs(states)(artifact, context(tmp_path / "outputs"))
+    assert str(error.value) == f"states={list(states)} are not all states of the teacher: 0 to 3"
+
+
+@pytest.mark.parametrize("width", [0, -1, 33])
+def test_a_width_out_of_range_is_refused(tmp_path: Path, width: int) -> None:
+    with pytest.raises(RecipeError, match=rf"width={width} is out of range; .* allowed: 1 to 32, or null"):
+        TeacherOutputs(width=width)(with_student(tmp_path), context(tmp_path / "outputs"))
+
+
+def test_the_pool_is_asked_not_train_alone(tmp_path: Path) -> None:
+    artifact = with_student(tmp_path)
+    alone = Store.open(TeacherOutputs()(artifact, context(tmp_path / "alone")).parts["teacher_outputs"])
+    more = [("a film without a label",), ("",), ("naïve 日本 😀",)]
+    save_texts(more, artifact.parts["data"] / "unlabeled.jsonl")
+    store = Store.open(TeacherOutputs()(artifact, context(tmp_path / "pool")).parts["teacher_outputs"])
+    teacher, _ = both(artifact)
+    assert len(store.logits) == 27 and np.allclose(store.logits[:24], alone.logits, atol=1e-5)
+    assert np.allclose(store.logits[24:], teacher.logits(teacher.encode(more)), atol=1e-5)
+
+
+def test_states_in_fewer_directions(tmp_path: Path) -> None:
+    """Orthonormal, the longest first, and together as good as any: the rest of the length is lost."""
+    artifact = with_student(tmp_path)
+    whole = Store.open(TeacherOutputs()(artifact, context(tmp_path / "a")).parts["teacher_outputs"])
+    thin = Store.open(TeacherOutputs(width=8)(artifact, context(tmp_path / "b")).parts["teacher_outputs"])
+    assert thin.hidden.shape == (*whole.hidden.shape[:2], 8) and thin.width == 8
+    assert thin.bases is not None and thin.bases.shape == (3, 32, 8)
+    for state, basis in zip(whole.states, thin.bases, strict=True):
+        assert torch.allclose(basis.T @ basis, torch.eye(8), atol=1e-5)
+        full = whole.states_of([0, 1, 2], [state])
+        kept = thin.states_of([0, 1, 2], [state])
+        assert torch.allclose(kept.values[state], full.values[state] @ basis, atol=2e-2)
+        assert torch.allclose(kept.whole(state), full.values[state] @ basis @ basis.T, atol=3e-2)
+        assert torch.equal(full.whole(state), full.values[state])
+    lengths = np.linalg.norm(thin.hidden.astype(np.float32), axis=0)
+    assert (lengths.argmax(axis=1) == 0).all()
+
+
+def test_all_directions_are_the_states_themselves(tmp_path: Path) -> None:
+    artifact = with_student(tmp_path)
+    stores = [
+        Store.open(
+            TeacherOutputs(width=width)(artifact, context(tmp_path / str(width))).parts["teacher_outputs"]
+        )
+        for width in (None, 32)
+    ]
+    assert stores[1].bases is None and np.array_equal(stores[0].hidden, stores[1].hidden)
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_a_killed_run_ends_in_the_same_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    artifact = with_student(tmp_path)
+    stage = TeacherOutputs(width=5)
+    whole = stage(artifact, context(tmp_path / "whole"))
+    with pytest.raises(KilledError):
+        stage(artifact, context(tmp_path / "killed", KilledAt(batch)))
+    # The space of the first run is taken, not computed again.
+    monkeypatch.setattr("pocketlm.distill.teacher_outputs.principal", None)
+    resumed = stage(artifact, context(tmp_path / "killed"))
+    for name in ("bases", "logits", "hidden", "positions"):
+        one, two = (np.load(done.parts["teacher_outputs"] / f"{name}.npy") for done in (whole, resumed))
+        assert np.array_equal(one, two), name
+
+
+def test_principal_directions_of_a_plane() -> None:
+    """Vectors in a plane are told by two directions, the longer one first."""
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.linalg.qr(torch.randn(6, 2, generator=generator, dtype=torch.float64)).Q
+    vectors = torch.randn(50, 2, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 5.0])
+    vectors = vectors.double() @ plane.T
+    found = principal(vectors.T @ vectors, 2)
+    assert torch.allclose(vectors @ found @ found.T, vectors, atol=1e-9)
+    along = (vectors @ found).norm(dim=0)
+    assert along[0] > along[1]
+
+
+def test_states_that_were_not_kept_are_missed(tmp_path: Path) -> None:
+    done = TeacherOutputs(states=(0, 3))(with_student(tmp_path), context(tmp_path / "a"))
+    store = Store.open(done.parts["teacher_outputs"])
+    store.need([3, 0], "nothing")
+    with pytest.raises(RecipeError) as error:
+        store.need((0, 1, 2), "hidden=1.0")
     assert str(error.value) == (
-        f"layer_map={list(layer_map)} does not fit: give one of the teacher's states 0 to 3 for the "
-        "student's embeddings and for each of its 2 layers"
+        "hidden=1.0 needs the teacher's states [0, 1, 2], and [1, 2] were not kept; set states: [0, 1, 2, 3] "
+        "in the teacher_outputs stage, or leave the term out"
     )
 
 
