@@ -36,7 +36,12 @@ TestOption = Annotated[str | None, typer.Option("--test", help="A file with the 
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub teacher.")
 ]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe in YAML, or a pocket.")]
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", help="A recipe in YAML, one of the package's by name (tinybert, …), or a pocket."
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a field of a stage: distill.epochs=3. May be repeated."),
@@ -221,7 +226,9 @@ def bench(
 
 @recipe_app.command()
 def show(
-    source: Annotated[Path | None, typer.Argument(help="A recipe or a pocket; none: the demo's.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(help="A recipe, its name, or a pocket; none: the demo's.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option("--teacher", help="As of shrink.")] = None,
     data: DataOption = None,
     set_: SetOption = None,

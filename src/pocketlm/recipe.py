@@ -30,7 +30,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from pocketlm.data.prepare import Prepare
 from pocketlm.distill.layers import Distill
+from pocketlm.distill.relations import Relations
 from pocketlm.distill.teacher_outputs import TeacherOutputs
+from pocketlm.distill.tinybert import GeneralDistill, TinyBert
 from pocketlm.errors import RecipeError
 from pocketlm.export.onnx import Export
 from pocketlm.export.pack import Pack
@@ -45,7 +47,10 @@ STAGES: dict[str, type] = {
     "prepare": Prepare,
     "finetune": FineTune,
     "student": BuildStudent,
+    "tinybert_general": GeneralDistill,
+    "relations": Relations,
     "teacher_outputs": TeacherOutputs,
+    "tinybert": TinyBert,
     "distill": Distill,
     "export": Export,
     "int8": QuantizeInt8,
@@ -53,7 +58,8 @@ STAGES: dict[str, type] = {
     "controls": Controls,
     "measure": Measure,
 }
-OPTIONAL = ("teacher_outputs", "distill", "int8")
+OPTIONAL = ("tinybert_general", "relations", "teacher_outputs", "tinybert", "distill", "int8")
+NEEDS_TEACHER_OUTPUTS = ("tinybert", "distill")
 KEYS = ("teacher", "revision", "data", "seed", "stages", "set")
 STAGE_NAMES: dict[type, str] = {stage: name for name, stage in STAGES.items()}
 
@@ -66,11 +72,14 @@ class DataSources:
         train: A file, or a folder or Hub data set with train, valid and test.
         valid: A file that wins over what is found or cut.
         test: Likewise.
+        corpus: Texts without labels for general distillation: `.txt`, a text a line, or a table with a
+            column `text`. None takes the texts that the teacher may label.
     """
 
     train: str
     valid: str | None = None
     test: str | None = None
+    corpus: str | None = None
 
 
 @dataclass(frozen=True)
@@ -169,25 +178,41 @@ def setting(text: str) -> Override:
 
 def demo() -> dict[str, Any]:
     """The recipe of `pocketlm shrink` without arguments."""
-    return parse(
-        resources.files("pocketlm").joinpath("recipes/demo.yaml").read_text(encoding="utf-8"), "demo"
-    )
+    return packaged("demo")
 
 
 def read(path: Path | None) -> dict[str, Any]:
-    """Read a recipe's YAML; None reads the default.
+    """Read a recipe's YAML; None reads the default, and a bare name one of the package.
+
+    A file of that name here wins.
 
     Raises:
-        RecipeError: no such file, or not a YAML mapping.
+        RecipeError: no such file or name, or not a YAML mapping.
     """
     if path is None:
-        return parse(
-            resources.files("pocketlm").joinpath("recipes/default.yaml").read_text("utf-8"), "default"
-        )
+        return packaged("default")
+    if not path.exists() and str(path) in packaged_names():
+        return packaged(str(path))
     try:
         return parse(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+        raise RecipeError(
+            f"cannot read the recipe {path}: {error}; give a YAML file, a pocket, or one of the names "
+            f"{', '.join(packaged_names())}"
+        ) from error
+
+
+def packaged_names() -> tuple[str, ...]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("pocketlm").joinpath("recipes")
+    names = [file.name for file in folder.iterdir()]
+    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
+
+
+def packaged(name: str) -> dict[str, Any]:
+    """A recipe that comes with the package."""
+    text = resources.files("pocketlm").joinpath(f"recipes/{name}.yaml").read_text(encoding="utf-8")
+    return parse(text, name)
 
 
 def parse(text: str, name: str) -> dict[str, Any]:
@@ -231,12 +256,13 @@ def _stage_list(stages: Any) -> list[tuple[str, dict[str, Any]]]:
 def _check_order(names: Sequence[str]) -> None:
     """Every stage finds what it needs: the known order, none twice, and only some may be left out."""
     needed = {name for name in STAGES if name not in OPTIONAL}
-    needed |= {"teacher_outputs"} if "distill" in names else set()
+    needed |= {"teacher_outputs"} if any(name in names for name in NEEDS_TEACHER_OUTPUTS) else set()
     wanted = [name for name in STAGES if name in needed or name in names]
     if list(names) != wanted:
         raise RecipeError(
             f"stages: {', '.join(names)} cannot run in a row; give {', '.join(wanted)} "
-            f"(only {', '.join(OPTIONAL)} may be left out, and distill needs teacher_outputs)"
+            f"(only {', '.join(OPTIONAL)} may be left out, and {' and '.join(NEEDS_TEACHER_OUTPUTS)} "
+            "need teacher_outputs)"
         )
 
 

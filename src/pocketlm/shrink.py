@@ -54,7 +54,8 @@ def shrink(
         valid: A file with the valid split.
         test: A file with the test split.
         revision: Of a Hub teacher.
-        recipe: A YAML file, see `pocketlm.recipe`; or a pocket, for the recipe it carries.
+        recipe: A YAML file, see `pocketlm.recipe`; the bare name of one in the package, such as `tinybert`;
+            or a pocket, for the recipe it carries.
         overrides: Fields of stages to change: (stage, field, value).
         seed: Of everything random.
         out: The pocket's folder; None is `pockets/NAME`, named after the data.

@@ -83,6 +83,12 @@ def train_inner(
     return curve
 
 
+def forget_inner(context: Context) -> None:
+    """Remove what `train_inner` keeps for a run that is killed, once the stage's own result is saved."""
+    if PartialState().is_main_process:
+        (context.checkpoints / "inner.safetensors").unlink(missing_ok=True)
+
+
 def save_tensors(tensors: dict[str, Tensor], path: Path, **about: str) -> None:
     """Write tensors aside and then in one rename: the file is whole or absent."""
     aside = path.with_name(path.name + ".partial")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_pool, load_split
-from pocketlm.distill.inner import fit_projections, projections_of, train_inner
+from pocketlm.distill.inner import fit_projections, forget_inner, projections_of, train_inner
 from pocketlm.distill.losses import LogitLoss, cosine, hidden_mse, logit_distance
 from pocketlm.distill.pairs import (
     Pair,
@@ -156,6 +156,7 @@ class Distill:
             terms.projections,
         )
         student.save(context.folder / "student")
+        forget_inner(context)
         best = max(point.valid_score for point in curve)
         curves = {"curve": [asdict(point) for point in curve]}
         if inner:
