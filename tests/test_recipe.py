@@ -19,6 +19,8 @@ from tests.conftest import Made
 from tests.easy import QUICK
 
 BASE: dict[str, Any] = {"teacher": "a-folder", "data": "rows.tsv"}
+DEFAULT = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in read(None)["stages"]]
+EVERY: dict[str, Any] = {"stages": list(STAGES)}
 FIELDS = [(name, field.name) for name, stage in STAGES.items() for field in dataclasses.fields(stage)]
 
 
@@ -35,8 +37,10 @@ def message(values: dict[str, Any], overrides: Any = ()) -> str:
 # What is there
 
 
-def test_the_default_has_every_stage_in_order() -> None:
-    assert [type(stage) for stage in resolve(BASE).stages] == list(STAGES.values())
+def test_the_default_has_every_needed_stage_in_order() -> None:
+    names = [recipes.STAGE_NAMES[type(stage)] for stage in resolve(BASE).stages]
+    assert names == DEFAULT == [name for name in STAGES if name in DEFAULT]
+    assert {*DEFAULT} >= {*STAGES} - {*OPTIONAL}
 
 
 def test_the_demo_resolves_to_the_default_with_its_own_columns() -> None:
@@ -52,9 +56,9 @@ def test_a_recipe_without_a_teacher_or_data_says_which(missing: str, value: Any)
     assert f"the recipe names no {missing}" in message({missing: value})
 
 
-def test_data_may_be_a_path_or_three() -> None:
+def test_data_may_be_a_path_or_several() -> None:
     assert resolve({**BASE, "data": "x.tsv"}).data == recipes.DataSources("x.tsv")
-    given = {"train": "a", "valid": "b", "test": "c"}
+    given = {"train": "a", "valid": "b", "test": "c", "corpus": "d"}
     assert dataclasses.asdict(resolve({**BASE, "data": given}).data) == given
 
 
@@ -64,7 +68,7 @@ def test_data_may_be_a_path_or_three() -> None:
 def test_the_seed_reaches_every_stage_that_has_one() -> None:
     seeded = [name for name, field in FIELDS if field == "seed"]
     assert len(seeded) >= 3
-    recipe = resolve({**BASE, "seed": 7})
+    recipe = resolve({**BASE, **EVERY, "seed": 7})
     assert {stage(recipe, name).seed for name in seeded} == {7}
 
 
@@ -94,7 +98,7 @@ def test_a_key_with_a_typing_error_is_told_the_right_one(data: st.DataObject) ->
             [field[:place] + field[place + 1 :], field[:place] + "q" + field[place:], field + "s"]
         ).filter(lambda wrong: wrong not in {known for _, known in FIELDS})
     )
-    told = message({"set": {name: {wrong: 1}}})
+    told = message({**EVERY, "set": {name: {wrong: 1}}})
     assert f"unknown key {wrong!r}" in told and f"did you mean {field!r}?" in told
 
 
@@ -186,7 +190,9 @@ def test_a_recipe_without_a_stage_that_others_need_is_refused(left_out: str) -> 
     assert "cannot run in a row" in told and left_out in told.split("; give ")[1]
 
 
-@pytest.mark.parametrize("left_out", [("int8",), ("distill",), ("teacher_outputs", "distill"), OPTIONAL])
+@pytest.mark.parametrize(
+    "left_out", [("int8",), ("distill",), ("tinybert",), ("teacher_outputs", "tinybert", "distill"), OPTIONAL]
+)
 def test_some_stages_may_be_left_out(left_out: tuple[str, ...]) -> None:
     names = [name for name in STAGES if name not in left_out]
     assert len(resolve({**BASE, "stages": names}).stages) == len(names)
@@ -250,7 +256,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "finetune.learning_rate": st.floats(1e-9, 1.0),
     "finetune.patience": st.none() | st.integers(1, 9),
     "student.layers": st.integers(1, 9) | st.lists(st.integers(0, 20), min_size=1, max_size=5),
-    "teacher_outputs.layer_map": st.none() | st.lists(st.integers(0, 12), max_size=5),
+    "teacher_outputs.states": st.none() | st.lists(st.integers(0, 12), max_size=5),
+    "distill.layer_map": st.none() | st.lists(st.integers(0, 12), max_size=5),
     "distill.seed": st.integers(0, 2**32 - 1),
     "controls.enabled": st.booleans(),
 }
@@ -274,7 +281,7 @@ def test_a_written_recipe_reads_back_as_itself(
 
 
 def test_a_recipe_spells_out_every_field() -> None:
-    written = yaml.safe_load(resolve(BASE).to_yaml())
+    written = yaml.safe_load(resolve({**BASE, **EVERY}).to_yaml())
     spelled = {
         (name, field) for entry in written["stages"] for name, fields in entry.items() for field in fields
     }
@@ -311,6 +318,37 @@ def test_a_file_that_is_no_recipe_is_refused(content: bytes, told: str, tmp_path
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.yaml"):
         read(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", recipes.packaged_names())
+def test_a_packaged_recipe_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = read(Path(name))
+    assert found == recipes.packaged(name)
+    assert resolve({**BASE, **found, **BASE}).stages
+    # A file of one's own under that name wins.
+    Path(name).write_text("seed: 5\n", encoding="utf-8")
+    assert read(Path(name)) == {"seed": 5}
+
+
+def test_the_papers_methods_are_packaged() -> None:
+    assert {"default", "demo", "distilbert", "relations", "tinybert"} <= {*recipes.packaged_names()}
+
+
+def test_an_unknown_recipe_is_told_the_names() -> None:
+    with pytest.raises(RecipeError) as error:
+        read(Path("tinybrt"))
+    assert "cannot read the recipe tinybrt" in str(error.value)
+    assert f"or one of the names {', '.join(recipes.packaged_names())}" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tinybert", "distill"])
+def test_distillation_needs_the_teachers_outputs(name: str) -> None:
+    without = [one for one in DEFAULT if one not in ("teacher_outputs", "distill")]
+    names = [one for one in STAGES if one in without or one == name]
+    assert "tinybert and distill need teacher_outputs" in message({"stages": names})
 
 
 # `pocketlm recipe show`
