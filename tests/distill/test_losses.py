@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketlm.distill.losses import hidden_mse, logit_kl, logit_mse
+from pocketlm.distill.losses import (
+    attention_mse,
+    cosine,
+    hidden_mse,
+    logit_distance,
+    logit_kl,
+    logit_mse,
+    relation_kl,
+    state_mse,
+)
 from tests.tiny import NO_DEADLINE
 
 seeds = st.integers(0, 10_000)
@@ -168,3 +177,157 @@ def test_an_example_without_any_position_costs_nothing() -> None:
     assert losses[0] == 0
     losses.sum().backward()
     assert student.grad is not None and student.grad.isfinite().all()
+
+
+# Terms over positions: of states [batch, length, width], or of scores [batch, heads, length, length]
+
+
+MaskedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+OF_STATES: dict[str, MaskedLoss] = {
+    "state_mse": state_mse,
+    "cosine": cosine,
+    "relation_kl": lambda student, teacher, mask: relation_kl(student, teacher, mask, 2),
+}
+MASKED: dict[str, MaskedLoss] = {**OF_STATES, "attention_mse": attention_mse}
+masked = pytest.mark.parametrize("name", MASKED)
+
+
+def two_sides(name: str, seed: int, batch: int = 3, length: int = 5) -> tuple[Tensor, Tensor]:
+    shape = (batch, 2, length, length) if name == "attention_mse" else (batch, length, 4)
+    return randn(seed, *shape), randn(seed + 1, *shape)
+
+
+def spoilt(name: str, values: Tensor, mask: Tensor, rubbish: float) -> Tensor:
+    """The same values with rubbish wherever padding is."""
+    kept = mask[:, None, :, None] & mask[:, None, None, :] if name == "attention_mse" else mask[..., None]
+    return torch.where(kept, values, torch.full_like(values, rubbish))
+
+
+def lengthened(name: str, values: Tensor, more: int, rubbish: float) -> Tensor:
+    by = (0, more, 0, more) if name == "attention_mse" else (0, 0, 0, more)
+    return F.pad(values, by, value=rubbish)
+
+
+@masked
+@given(seed=seeds)
+@NO_DEADLINE
+def test_a_masked_loss_is_0_where_both_agree_and_else_above(name: str, seed: int) -> None:
+    student, teacher = two_sides(name, seed)
+    mask = a_mask(seed, 3, 5)
+    mask[:, 1] = True
+    assert MASKED[name](teacher, teacher, mask).abs().max() < 1e-12
+    assert MASKED[name](student, teacher, mask).shape == (3,)
+    assert MASKED[name](student, teacher, mask).min() > 0
+
+
+@masked
+@given(
+    seed=seeds, rubbish=st.sampled_from([1.0, 1e6, 1e300, float("inf"), float("nan")]), more=st.integers(0, 3)
+)
+@NO_DEADLINE
+def test_padding_never_changes_a_masked_loss(name: str, seed: int, rubbish: float, more: int) -> None:
+    student, teacher = two_sides(name, seed)
+    mask = a_mask(seed, 3, 5)
+    before = MASKED[name](student, teacher, mask)
+    sides = [spoilt(name, side, mask, rubbish) for side in (student, teacher)]
+    assert torch.allclose(MASKED[name](*sides, mask), before, atol=1e-12)
+    sides = [lengthened(name, side, more, rubbish) for side in sides]
+    assert torch.allclose(MASKED[name](*sides, F.pad(mask, (0, more))), before, atol=1e-12)
+
+
+@masked
+def test_a_masked_losss_gradient_is_right(name: str) -> None:
+    student, teacher = two_sides(name, 0, batch=2, length=3)
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    assert torch.autograd.gradcheck(
+        lambda student: MASKED[name](student, teacher, mask), student.requires_grad_()
+    )
+
+
+@masked
+def test_padding_gives_no_gradient_of_a_masked_loss(name: str) -> None:
+    student, teacher = two_sides(name, 0)
+    mask = a_mask(2, 3, 5)
+    student = spoilt(name, student, mask, 7.0).requires_grad_()
+    MASKED[name](student, teacher, mask).sum().backward()
+    assert student.grad is not None and student.grad.isfinite().all()
+    assert torch.equal(student.grad, spoilt(name, student.grad, mask, 0.0))
+    assert student.grad.any()
+
+
+@masked
+def test_every_example_has_a_masked_loss_of_its_own(name: str) -> None:
+    student, teacher = two_sides(name, 0, batch=4)
+    mask = a_mask(2, 4, 5)
+    together = MASKED[name](student, teacher, mask)
+    for row in range(4):
+        sides = [side[row : row + 1] for side in (student, teacher)]
+        assert torch.allclose(together[row], MASKED[name](*sides, mask[row : row + 1])[0])
+
+
+@masked
+def test_an_example_without_positions_costs_nothing(name: str) -> None:
+    student, teacher = two_sides(name, 0, batch=2)
+    mask = torch.tensor([[False] * 5, [True] * 5])
+    student.requires_grad_()
+    losses = MASKED[name](student, teacher, mask)
+    assert losses[0] == 0
+    losses.sum().backward()
+    assert student.grad is not None and student.grad.isfinite().all()
+
+
+def test_state_mse_is_torchs_over_what_is_unmasked() -> None:
+    student, teacher = two_sides("state_mse", 0)
+    mask = a_mask(0, 3, 5)
+    for row in range(3):
+        wanted = F.mse_loss(student[row][mask[row]], teacher[row][mask[row]])
+        assert torch.allclose(state_mse(student, teacher, mask)[row], wanted)
+
+
+def test_attention_mse_is_torchs_over_the_unmasked_square() -> None:
+    student, teacher = two_sides("attention_mse", 0)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True, False, True, True, False]])
+    for row in range(3):
+        cut = [side[row][:, mask[row]][:, :, mask[row]] for side in (student, teacher)]
+        assert torch.allclose(attention_mse(student, teacher, mask)[row], F.mse_loss(*cut))
+
+
+def test_relation_kl_is_the_papers_sum_by_hand() -> None:
+    """MiniLMv2, eq. 5 and 6, with loops and torch's own divergence, for sides of two widths."""
+    student, teacher = randn(0, 2, 5, 6), randn(1, 2, 5, 9)
+    mask = torch.tensor([[True] * 5, [True, True, False, True, False]])
+    found = relation_kl(student, teacher, mask, 3)
+    for row in range(2):
+        total = 0.0
+        for head in range(3):
+            ours = student[row][mask[row]][:, head * 2 : head * 2 + 2]
+            theirs = teacher[row][mask[row]][:, head * 3 : head * 3 + 3]
+            mine = (ours @ ours.T / 2**0.5).log_softmax(-1)
+            wanted = (theirs @ theirs.T / 3**0.5).softmax(-1)
+            total += float(F.kl_div(mine, wanted, reduction="sum"))
+        assert float(found[row]) == pytest.approx(total / 3 / int(mask[row].sum()))
+
+
+def test_relations_do_not_feel_a_rotation() -> None:
+    """Which is why they need no projection: only products within a relation head count."""
+    student, teacher, mask = randn(0, 2, 5, 4), randn(1, 2, 5, 4), a_mask(2, 2, 5)
+    turn = torch.linalg.qr(randn(3, 4, 4)).Q
+    assert torch.allclose(relation_kl(student @ turn, student, mask, 1), torch.zeros(2).double(), atol=1e-12)
+    one, two = relation_kl(student @ turn, teacher, mask, 1), relation_kl(student, teacher, mask, 1)
+    assert torch.allclose(one, two)
+
+
+@given(seed=seeds, factor=st.floats(0.1, 100))
+@NO_DEADLINE
+def test_a_cosine_knows_directions_only(seed: int, factor: float) -> None:
+    student, teacher, mask = randn(seed, 3, 5, 4), randn(seed + 1, 3, 5, 4), a_mask(seed, 3, 5)
+    assert torch.allclose(cosine(factor * student, teacher, mask), cosine(student, teacher, mask))
+    assert torch.allclose(cosine(-teacher, teacher, mask), torch.full((3,), 2.0).double())
+
+
+def test_the_distance_of_logits_that_is_asked_for() -> None:
+    student, teacher = randn(0, 5, 3), randn(1, 5, 3)
+    kl, mse = logit_kl(student, teacher, 3.0), logit_mse(student, teacher)
+    assert torch.equal(logit_distance(student, teacher, "kl", 3.0, False), kl)
+    assert torch.equal(logit_distance(student, teacher, "mse", 3.0, False), mse)
+    assert torch.equal(logit_distance(student, teacher, "kl", 3.0, True), mse)
