@@ -15,7 +15,7 @@ from pocketlm import recipe as recipes
 from pocketlm.cli import main
 from pocketlm.errors import RecipeError
 from pocketlm.recipe import OPTIONAL, STAGES, Recipe, demo, parse, read, resolve, setting
-from tests.conftest import Made
+from tests.conftest import Made, Tiny
 from tests.easy import QUICK
 
 BASE: dict[str, Any] = {"teacher": "a-folder", "data": "rows.tsv"}
@@ -349,6 +349,32 @@ def test_distillation_needs_the_teachers_outputs(name: str) -> None:
     without = [one for one in DEFAULT if one not in ("teacher_outputs", "distill")]
     names = [one for one in STAGES if one in without or one == name]
     assert "tinybert and distill need teacher_outputs" in message({"stages": names})
+
+
+BRIEF = {
+    "tinybert": (("tinybert_general", "epochs"), ("tinybert", "epochs_intermediate")),
+    "relations": (("relations", "epochs"), ("distill", "epochs")),
+    "distilbert": (("distill", "epochs"),),
+}
+
+
+@pytest.fixture(scope="module")
+def one_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("name", BRIEF)
+def test_the_papers_methods_run(one_cache: Path, tiny: Tiny, name: str) -> None:
+    """From a teacher without a head to a distilled student."""
+    from pocketlm.pipeline import run
+    from pocketlm.shrink import resolved_recipe
+
+    overrides = [one for one in QUICK if one[0] in ("finetune", "student")]
+    overrides += [(*field, 1) for field in BRIEF[name]]
+    recipe = resolved_recipe(str(tiny.teacher), str(tiny.data), recipe=Path(name), overrides=overrides)
+    artifact, _ = run(recipe, one_cache, until="tinybert" if name == "tinybert" else "distill")
+    assert artifact.figures["distil"]["curve"]
+    assert artifact.parts["student"] != artifact.parts["untrained_student"]
 
 
 # `pocketlm recipe show`
