@@ -131,6 +131,8 @@ def _relative_positions(encoder: Any) -> RelativePositions:
 def relations(attention: Attention, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of all heads side by side, each [batch, length, width].
 
+    Of a DeBERTa they are those of the pieces alone; the ones of its relative positions are left out.
+
     Args:
         attention: Of the layer that reads `state`.
         state: [batch, length, width].
