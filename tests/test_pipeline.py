@@ -183,7 +183,7 @@ def test_the_stages_of_a_real_recipe_are_all_found_again(made: Made, monkeypatch
     artifact, costs = run(recipe, made.cache, threads=1)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert sorted(made.cache.rglob("*")) == files
-    assert [cost.stage for cost in costs] == list(STAGES)
+    assert [cost.stage for cost in costs] == [STAGE_NAMES[type(stage)] for stage in recipe.stages]
     assert all(cost.seconds > 0 for cost in costs)
     bill = made.info["ledger"]["bill"]
     assert bill["make_seconds"] == pytest.approx(sum(cost.seconds for cost in costs))

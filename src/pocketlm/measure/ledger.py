@@ -31,7 +31,10 @@ class Cost:
 
 
 TEACHER_STAGES = ("finetune",)
-POCKET_STAGES = ("student", "teacher_outputs", "distill", "export", "int8", "pack")
+POCKET_STAGES = (
+    *("student", "tinybert_general", "relations", "teacher_outputs", "tinybert", "distill"),
+    *("export", "int8", "pack"),
+)
 
 
 def ledger(figures: Mapping[str, Any], costs: Sequence[Cost], seed: int) -> dict[str, Any]:
