@@ -52,9 +52,9 @@ def test_a_recipe_without_a_teacher_or_data_says_which(missing: str, value: Any)
     assert f"the recipe names no {missing}" in message({missing: value})
 
 
-def test_data_may_be_a_path_or_three() -> None:
+def test_data_may_be_a_path_or_several() -> None:
     assert resolve({**BASE, "data": "x.tsv"}).data == recipes.DataSources("x.tsv")
-    given = {"train": "a", "valid": "b", "test": "c"}
+    given = {"train": "a", "valid": "b", "test": "c", "unlabeled": "d"}
     assert dataclasses.asdict(resolve({**BASE, "data": given}).data) == given
 
 

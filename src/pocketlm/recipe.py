@@ -66,11 +66,13 @@ class DataSources:
         train: A file, or a folder or Hub data set with train, valid and test.
         valid: A file that wins over what is found or cut.
         test: Likewise.
+        unlabeled: Texts without labels, which the teacher labels: a file with a text a line, or a table.
     """
 
     train: str
     valid: str | None = None
     test: str | None = None
+    unlabeled: str | None = None
 
 
 @dataclass(frozen=True)
