@@ -29,6 +29,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pocketlm.data.prepare import Prepare
+from pocketlm.distill.augment import Augment
 from pocketlm.distill.layers import Distill
 from pocketlm.distill.teacher_outputs import TeacherOutputs
 from pocketlm.errors import RecipeError
@@ -44,6 +45,7 @@ from pocketlm.stage import Stage
 STAGES: dict[str, type] = {
     "prepare": Prepare,
     "finetune": FineTune,
+    "augment": Augment,
     "student": BuildStudent,
     "teacher_outputs": TeacherOutputs,
     "distill": Distill,
@@ -53,7 +55,7 @@ STAGES: dict[str, type] = {
     "controls": Controls,
     "measure": Measure,
 }
-OPTIONAL = ("teacher_outputs", "distill", "int8")
+OPTIONAL = ("augment", "teacher_outputs", "distill", "int8")
 KEYS = ("teacher", "revision", "data", "seed", "stages", "set")
 STAGE_NAMES: dict[type, str] = {stage: name for name, stage in STAGES.items()}
 

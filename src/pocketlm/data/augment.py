@@ -20,7 +20,7 @@ import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -214,17 +214,21 @@ class Augmenter:
         words = self._words[index]
         sides = range(len(words))
         changed = sides if len(words) == 1 else chance.choice(((0,), (1,), (0, 1)))
-        change: Callable[[int], list[str]] = {
-            "replace": lambda side: replace_words(
-                words[side], self.candidates[index][side], self.rates.replace, chance
-            ),
-            "mask": lambda side: mask_words(words[side], self.rates.mask, self.mask, chance),
-            "class": lambda side: replace_class(words[side], self._classes, self.rates.word_class, chance),
-            "spans": lambda side: span_of(words[side], self.rates.span, chance),
-        }[operation]
-        return tuple(
-            " ".join(change(side) if side in changed and words[side] else words[side]) for side in sides
+        made = (
+            self._changed(operation, index, side, chance) if side in changed and words[side] else words[side]
+            for side in sides
         )
+        return tuple(" ".join(text) for text in made)
+
+    def _changed(self, operation: Operation, index: int, side: int, chance: random.Random) -> list[str]:
+        words, rates = self._words[index][side], self.rates
+        if operation == "replace":
+            return replace_words(words, self.candidates[index][side], rates.replace, chance)
+        if operation == "mask":
+            return mask_words(words, rates.mask, self.mask, chance)
+        if operation == "class":
+            return replace_class(words, self._classes, rates.word_class, chance)
+        return span_of(words, rates.span, chance)
 
     def _crossed(self, index: int, chance: random.Random) -> Texts:
         """Two texts crossed; of a pair: the other order, another partner, or one side crossed."""

@@ -2,9 +2,10 @@
 
 Devlin et al. 2019, BERT (https://arxiv.org/abs/1810.04805), section 3.1 (masked LM) and appendix A.1.
 
-Deviations: an encoder without a language-model head gets a new one of BERT's form (dense, GELU, LayerNorm,
-the input embeddings as output matrix), which starts as the identity with the pieces' log frequency as bias:
-its first guesses are the pieces nearest to a hidden state, and a few hundred steps on the user's text tune it.
+Deviations: an encoder without a language-model head gets a new one of BERT's form (dense, GELU,
+LayerNorm, the input embeddings as output matrix), which starts as the identity with the pieces' log
+frequency as bias: its first guesses are the pieces nearest to a hidden state, and a few hundred steps on
+the user's text tune it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class MaskedLM:
         return cast(Any, self.model).base_model(**inputs).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits over the vocabulary of hidden states [places, width], so that only masked places are asked."""
+        """Logits over the vocabulary of some hidden states, [places, width] to [places, vocabulary]."""
         return head_of(self.model)(hidden)
 
     def save(self, folder: Path) -> None:
@@ -278,8 +279,9 @@ def likely_pieces(
     asked = inputs["input_ids"] == lm.mask_id
     logits = lm.logits(lm.hidden(inputs)[asked])
     logits[:, : len(allowed)].masked_fill_(~torch.from_numpy(allowed), -torch.inf)
-    best: list[list[int]] = logits.topk(min(count, int(allowed.sum()))).indices.tolist()
+    best = cast(list[list[int]], logits.topk(min(count, int(allowed.sum()))).indices.tolist())
     found: list[list[list[int]]] = [[] for _ in ids]
-    for row, pieces in zip(asked.nonzero()[:, 0].tolist(), best, strict=True):
+    rows = cast(list[int], asked.nonzero()[:, 0].tolist())
+    for row, pieces in zip(rows, best, strict=True):
         found[row].append(pieces)
     return found
