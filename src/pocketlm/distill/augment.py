@@ -43,7 +43,7 @@ from pocketlm.models.masked_lm import (
 from pocketlm.models.word_candidates import word_candidates
 from pocketlm.stage import Context
 from pocketlm.tokenization.encode import load_tokenizer
-from pocketlm.train import Precision, Settings, train
+from pocketlm.train import Precision, Settings, has_bf16, train
 
 EVALUATED = 256
 Texts = tuple[str, ...]
@@ -131,7 +131,10 @@ class Augment:
         if self.operations.get("replace"):
             lm, about = self._masked_lm(artifact, pool.texts, valid, context)
             guessing = lm if about["masked_lm"] else None
-            candidates = word_candidates(lm, guessing, pool.texts, self.candidates, context.progress)
+            half = self.precision == "bf16" or (self.precision == "auto" and has_bf16())
+            device = lm.model.device.type
+            with torch.autocast(device, torch.bfloat16, enabled=half):
+                candidates = word_candidates(lm, guessing, pool.texts, self.candidates, context.progress)
         augmenter = Augmenter(
             pool.texts,
             candidates,

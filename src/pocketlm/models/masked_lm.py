@@ -73,9 +73,10 @@ class MaskedLM:
         return head_of(self.model)(hidden)
 
     def save(self, folder: Path) -> None:
-        """Write the model as transformers does."""
+        """Write the model as transformers does, and its `tokenizer.json`."""
         with quiet_transformers():
             self.model.save_pretrained(str(folder))
+        self.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
 
 
 def mask_token(tokenizer: Tokenizer) -> str:

@@ -139,7 +139,8 @@ def _guess(
 def whole_words(tokenizer: Tokenizer) -> list[str | None]:
     """For every piece the word of letters that it is by itself; None for parts of words and all else."""
     size = tokenizer.get_vocab_size()
-    spelled = [tokenizer.decode([piece]).strip() for piece in range(size)]
+    # A tokenizer without a decoder leaves the mark of a word's end.
+    spelled = [tokenizer.decode([piece]).strip().removesuffix("</w>") for piece in range(size)]
     found: list[str | None] = [None] * size
     # Some tokenizers write the blank before a word into its piece.
     for before in ("", " "):
@@ -165,14 +166,15 @@ def nearest_words(
     index = {word: place for place, word in enumerate(words)}
     found: dict[str, list[str]] = {}
     for start in range(0, len(queries), 512):
-        block = queries[start : start + 512]
+        block = list(queries[start : start + 512])
         cosines = asked[start : start + 512] @ known.T
         for row, query in enumerate(block):
             if query in index:
                 cosines[row, index[query]] = -np.inf
         best = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
         for row, query in enumerate(block):
-            found[query] = [words[place] for place in best[row].tolist() if cosines[row, place] > -np.inf]
+            places = cast(list[int], best[row].tolist())
+            found[query] = [words[place] for place in places if cosines[row, place] > -np.inf]
     return found
 
 
