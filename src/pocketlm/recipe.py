@@ -31,6 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 from pocketlm.data.prepare import Prepare
 from pocketlm.distill.augment import Augment
 from pocketlm.distill.layers import Distill
+from pocketlm.distill.subwords import Subwords
 from pocketlm.distill.teacher_outputs import TeacherOutputs
 from pocketlm.errors import RecipeError
 from pocketlm.export.onnx import Export
@@ -47,6 +48,7 @@ STAGES: dict[str, type] = {
     "finetune": FineTune,
     "augment": Augment,
     "student": BuildStudent,
+    "subwords": Subwords,
     "teacher_outputs": TeacherOutputs,
     "distill": Distill,
     "export": Export,
@@ -55,7 +57,7 @@ STAGES: dict[str, type] = {
     "controls": Controls,
     "measure": Measure,
 }
-OPTIONAL = ("augment", "teacher_outputs", "distill", "int8")
+OPTIONAL = ("augment", "subwords", "teacher_outputs", "distill", "int8")
 KEYS = ("teacher", "revision", "data", "seed", "stages", "set")
 STAGE_NAMES: dict[type, str] = {stage: name for name, stage in STAGES.items()}
 
@@ -236,11 +238,13 @@ def _check_order(names: Sequence[str]) -> None:
     """Every stage finds what it needs: the known order, none twice, and only some may be left out."""
     needed = {name for name in STAGES if name not in OPTIONAL}
     needed |= {"teacher_outputs"} if "distill" in names else set()
+    needed -= {"student"} if "subwords" in names else set()
     wanted = [name for name in STAGES if name in needed or name in names]
     if list(names) != wanted:
         raise RecipeError(
             f"stages: {', '.join(names)} cannot run in a row; give {', '.join(wanted)} "
-            f"(only {', '.join(OPTIONAL)} may be left out, and distill needs teacher_outputs)"
+            f"(only {', '.join(OPTIONAL)} may be left out, distill needs teacher_outputs, and subwords makes "
+            "a student of its own)"
         )
 
 

@@ -31,17 +31,17 @@ def test_special_tokens_and_their_places_are_the_teachers(teacher) -> None:
     assert sorted(learned.get_vocab().values()) == list(range(learned.get_vocab_size()))
 
 
-@pytest.mark.parametrize("size", [150, 180, 195])
+@pytest.mark.parametrize("size", [150, 180, 200])
 def test_the_size_is_as_asked_where_there_is_enough_text(size: int) -> None:
     assert learn(tokenizer("wordpiece"), CORPUS, size).get_vocab_size() == size
 
 
 def test_frequent_words_become_pieces_and_the_same_text_the_same_vocabulary() -> None:
     corpus = [("zebra crossing",)] * 50 + [("quiet zebra",)] * 20
-    learned = learn(tokenizer("wordpiece"), corpus, 80)
+    learned = learn(tokenizer("wordpiece"), corpus, 130)
     assert learned.encode("zebra", add_special_tokens=False).tokens == ["zebra"]
     for _ in range(5):
-        assert learn(tokenizer("wordpiece"), corpus, 80).get_vocab() == learned.get_vocab()
+        assert learn(tokenizer("wordpiece"), corpus, 130).get_vocab() == learned.get_vocab()
 
 
 @NO_DEADLINE

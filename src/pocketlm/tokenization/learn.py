@@ -24,8 +24,9 @@ LONGEST_WORD = 100
 def learn(tokenizer: Tokenizer, texts: Iterable[Sequence[str]], size: int) -> Tokenizer:
     """A WordPiece tokenizer for `texts`, with the teacher's way of reading text.
 
-    Every character of the texts is kept, at the start of a word and inside one, even where that takes
-    more than `size` pieces; where the texts have fewer different pieces, it is smaller.
+    Every character of the texts, and the teacher's of ASCII, is kept, at the start of a word and inside
+    one, even where that takes more than `size` pieces; where the texts have fewer different pieces, it is
+    smaller.
 
     Args:
         tokenizer: The teacher's, of type WordPiece.
@@ -73,8 +74,9 @@ def learn(tokenizer: Tokenizer, texts: Iterable[Sequence[str]], size: int) -> To
 
 
 def _characters(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
-    """Every character that stands in a word after the teacher's normalizer, sorted."""
-    found: set[str] = set()
+    """The characters of the texts after the teacher's normalizer, and the teacher's of ASCII; sorted."""
+    # A digit or letter that these texts happen to lack will come with the next ones.
+    found = {piece for piece in tokenizer.get_vocab() if len(piece) == 1 and piece.isascii()}
     for text in texts:
         normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
         found.update(normal)
