@@ -58,7 +58,7 @@ def test_a_recipe_without_a_teacher_or_data_says_which(missing: str, value: Any)
 
 def test_data_may_be_a_path_or_several() -> None:
     assert resolve({**BASE, "data": "x.tsv"}).data == recipes.DataSources("x.tsv")
-    given = {"train": "a", "valid": "b", "test": "c", "corpus": "d"}
+    given = {"train": "a", "valid": "b", "test": "c", "corpus": "d", "unlabeled": "e"}
     assert dataclasses.asdict(resolve({**BASE, "data": given}).data) == given
 
 
@@ -186,12 +186,21 @@ def test_a_part_of_another_form_is_told_the_right_one(values: dict[str, Any], to
 
 @pytest.mark.parametrize("left_out", [name for name in STAGES if name not in OPTIONAL])
 def test_a_recipe_without_a_stage_that_others_need_is_refused(left_out: str) -> None:
-    told = message({"stages": [name for name in STAGES if name != left_out]})
+    # subwords makes a student of its own.
+    told = message({"stages": [name for name in STAGES if name not in (left_out, "subwords")]})
     assert "cannot run in a row" in told and left_out in told.split("; give ")[1]
 
 
 @pytest.mark.parametrize(
-    "left_out", [("int8",), ("distill",), ("tinybert",), ("teacher_outputs", "tinybert", "distill"), OPTIONAL]
+    "left_out",
+    [
+        ("int8",),
+        ("distill",),
+        ("tinybert",),
+        ("student",),
+        ("teacher_outputs", "tinybert", "distill"),
+        OPTIONAL,
+    ],
 )
 def test_some_stages_may_be_left_out(left_out: tuple[str, ...]) -> None:
     names = [name for name in STAGES if name not in left_out]

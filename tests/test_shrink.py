@@ -574,6 +574,18 @@ def test_a_recipe_may_name_the_data_and_arguments_win(tmp_path: Path) -> None:
     assert (recipe.teacher, recipe.data.train, recipe.data.test, recipe.seed) == ("given", "b.tsv", None, 4)
 
 
+def test_unlabeled_texts_join_the_data_of_arguments_or_recipe(tmp_path: Path) -> None:
+    assert resolved_recipe("t", "d.tsv", unlabeled="raw.txt").data.unlabeled == "raw.txt"
+    assert resolved_recipe(unlabeled="raw.txt").data.unlabeled == "raw.txt"
+    path = tmp_path / "r.yaml"
+    path.write_text("data: a.tsv\n")
+    data = resolved_recipe(recipe=path, unlabeled="raw.txt").data
+    assert (data.train, data.unlabeled) == ("a.tsv", "raw.txt")
+    path.write_text("data: {train: a.tsv, unlabeled: theirs.txt}\n")
+    assert resolved_recipe(recipe=path).data.unlabeled == "theirs.txt"
+    assert resolved_recipe("t", "b.tsv", recipe=path).data.unlabeled is None
+
+
 def test_a_setting_of_an_unknown_stage_is_refused() -> None:
     with pytest.raises(RecipeError, match="did you mean 'finetune'"):
         resolved_recipe("t", "d", overrides=[("finetine", "epochs", 1)])

@@ -33,6 +33,10 @@ DataOption = Annotated[
 ]
 ValidOption = Annotated[str | None, typer.Option("--valid", help="A file with the valid split.")]
 TestOption = Annotated[str | None, typer.Option("--test", help="A file with the test split.")]
+UnlabeledOption = Annotated[
+    str | None,
+    typer.Option("--unlabeled", help="Raw texts for the teacher to label: a text a line, or a table."),
+]
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub teacher.")
 ]
@@ -87,6 +91,7 @@ def shrink(
     data: DataOption = None,
     valid: ValidOption = None,
     test: TestOption = None,
+    unlabeled: UnlabeledOption = None,
     revision: RevisionOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
@@ -116,6 +121,7 @@ def shrink(
         data,
         valid=valid,
         test=test,
+        unlabeled=unlabeled,
         revision=revision,
         recipe=recipe,
         seed=seed,

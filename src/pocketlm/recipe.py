@@ -29,8 +29,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pocketlm.data.prepare import Prepare
+from pocketlm.distill.augment import Augment
 from pocketlm.distill.layers import Distill
 from pocketlm.distill.relations import Relations
+from pocketlm.distill.subwords import Subwords
 from pocketlm.distill.teacher_outputs import TeacherOutputs
 from pocketlm.distill.tinybert import GeneralDistill, TinyBert
 from pocketlm.errors import RecipeError
@@ -46,7 +48,9 @@ from pocketlm.stage import Stage
 STAGES: dict[str, type] = {
     "prepare": Prepare,
     "finetune": FineTune,
+    "augment": Augment,
     "student": BuildStudent,
+    "subwords": Subwords,
     "tinybert_general": GeneralDistill,
     "relations": Relations,
     "teacher_outputs": TeacherOutputs,
@@ -58,7 +62,10 @@ STAGES: dict[str, type] = {
     "controls": Controls,
     "measure": Measure,
 }
-OPTIONAL = ("tinybert_general", "relations", "teacher_outputs", "tinybert", "distill", "int8")
+OPTIONAL = (
+    *("augment", "subwords", "tinybert_general", "relations"),
+    *("teacher_outputs", "tinybert", "distill", "int8"),
+)
 NEEDS_TEACHER_OUTPUTS = ("tinybert", "distill")
 KEYS = ("teacher", "revision", "data", "seed", "stages", "set")
 STAGE_NAMES: dict[type, str] = {stage: name for name, stage in STAGES.items()}
@@ -74,12 +81,14 @@ class DataSources:
         test: Likewise.
         corpus: Texts without labels for general distillation: `.txt`, a text a line, or a table with a
             column `text`. None takes the texts that the teacher may label.
+        unlabeled: Texts without labels, which the teacher labels: a file with a text a line, or a table.
     """
 
     train: str
     valid: str | None = None
     test: str | None = None
     corpus: str | None = None
+    unlabeled: str | None = None
 
 
 @dataclass(frozen=True)
@@ -257,12 +266,13 @@ def _check_order(names: Sequence[str]) -> None:
     """Every stage finds what it needs: the known order, none twice, and only some may be left out."""
     needed = {name for name in STAGES if name not in OPTIONAL}
     needed |= {"teacher_outputs"} if any(name in names for name in NEEDS_TEACHER_OUTPUTS) else set()
+    needed -= {"student"} if "subwords" in names else set()
     wanted = [name for name in STAGES if name in needed or name in names]
     if list(names) != wanted:
         raise RecipeError(
             f"stages: {', '.join(names)} cannot run in a row; give {', '.join(wanted)} "
-            f"(only {', '.join(OPTIONAL)} may be left out, and {' and '.join(NEEDS_TEACHER_OUTPUTS)} "
-            "need teacher_outputs)"
+            f"(only {', '.join(OPTIONAL)} may be left out, {' and '.join(NEEDS_TEACHER_OUTPUTS)} "
+            "need teacher_outputs, and subwords makes a student of its own)"
         )
 
 

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
@@ -35,6 +35,7 @@ def shrink(
     *,
     valid: str | None = None,
     test: str | None = None,
+    unlabeled: str | None = None,
     revision: str | None = None,
     recipe: Path | None = None,
     overrides: Sequence[Override] = (),
@@ -53,6 +54,7 @@ def shrink(
         data: A file, a folder with train/valid/test, or a Hub data set; None takes the embedded one.
         valid: A file with the valid split.
         test: A file with the test split.
+        unlabeled: Texts without labels, which the teacher labels: a file with a text a line, or a table.
         revision: Of a Hub teacher.
         recipe: A YAML file, see `pocketlm.recipe`; the bare name of one in the package, such as `tinybert`;
             or a pocket, for the recipe it carries.
@@ -70,7 +72,7 @@ def shrink(
         PocketlmError: see `pocketlm.errors`; nothing is left half-written.
     """
     progress = progress or Quiet()
-    resolved = resolved_recipe(teacher, data, valid, test, revision, recipe, overrides, seed)
+    resolved = resolved_recipe(teacher, data, valid, test, revision, recipe, overrides, seed, unlabeled)
     folder = out or Path("pockets") / pocket_name(resolved)
     check_output(folder, resolved, overwrite)
     artifact, costs = run(resolved, cache_folder(), progress, threads or physical_cores())
@@ -89,6 +91,7 @@ def resolved_recipe(
     recipe: Path | None = None,
     overrides: Sequence[Override] = (),
     seed: int | None = None,
+    unlabeled: str | None = None,
 ) -> Recipe:
     """The whole recipe that these arguments of `shrink` ask for.
 
@@ -100,7 +103,9 @@ def resolved_recipe(
         "teacher": teacher,
         "revision": revision,
         "seed": seed,
-        "data": None if data is None else {"train": data, "valid": valid, "test": test},
+        "data": None
+        if data is None
+        else {"train": data, "valid": valid, "test": test, "unlabeled": unlabeled},
     }
     if data is None and (valid or test):
         raise InputError("a valid or test file was given, but no training data; name them with --data")
@@ -110,9 +115,16 @@ def resolved_recipe(
     elif teacher is None and data is None:
         values |= demo()
     values |= {name: value for name, value in given.items() if value is not None}
+    if data is None and unlabeled is not None and values.get("data"):
+        values["data"] = {**_sources_of(values["data"]), "unlabeled": unlabeled}
     if "data" not in values:
         raise InputError(f"the teacher {teacher} was given, but no data; name a file or folder with --data")
     return resolve({"teacher": DEFAULT_TEACHER, **values}, overrides)
+
+
+def _sources_of(data: Any) -> dict[str, Any]:
+    """A recipe's `data`, of which the file of the training rows alone is the short form."""
+    return {**cast(Mapping[str, Any], data)} if isinstance(data, Mapping) else {"train": data}
 
 
 def pocket_name(recipe: Recipe) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pocketlm.artifact import Artifact
-from pocketlm.data.examples import Examples, load_split
+from pocketlm.data.examples import Examples, load_pool, load_split
 from pocketlm.data.prepare import Prepare
 from pocketlm.errors import DataError, RecipeError, StorageError
 from pocketlm.progress import Quiet
@@ -340,3 +340,31 @@ def test_atis_has_an_intent_that_train_lacks(run, data_dir: Path) -> None:
         DataError, match=r"valid \(valid.jsonl\), row \d+: label 'atis_[a-z_#]+' does not occur in train"
     ):
         run(Prepare(), train=data_dir / "atis")
+
+
+def test_unlabeled_texts_are_kept_where_no_split_has_them(run, tmp_path: Path) -> None:
+    rows = [(f"text {n}", n % 2) for n in range(60)]
+    raw = tmp_path / "raw.txt"
+    raw.write_text("".join(f"TEXT  {n}\n" for n in range(70)) + "\ntext 65\n")
+    artifact, said = run(Prepare(), train=write_tsv(tmp_path / "a.tsv", rows), unlabeled=raw)
+    assert load_pool(artifact).texts[-10:] == [(f"TEXT  {n}",) for n in range(60, 70)]
+    assert len(load_pool(artifact)) == 48 + 10 and len(load_pool(artifact).labels) == 48
+    assert artifact.figures["rows"] == {"train": 48, "valid": 6, "test": 6, "unlabeled": 10}
+    assert artifact.figures["dropped"]["unlabeled"] == {"empty_text": 1, "in_a_split": 60, "repeated": 1}
+    assert said == [
+        "unlabeled: 10 of 72 texts are new (1 are empty, 60 occur in train, valid or test, 1 are repeated)"
+    ]
+
+
+def test_rows_left_out_of_a_sample_may_come_back_without_their_labels(run, tmp_path: Path) -> None:
+    table = write_tsv(tmp_path / "a.tsv", [(f"text {n}", n % 2) for n in range(60)])
+    artifact, _ = run(Prepare(train_rows=20), train=table, unlabeled=table)
+    assert artifact.figures["rows"] == {"train": 20, "valid": 6, "test": 6, "unlabeled": 28}
+    held = {texts for split in ("valid", "test") for texts in splits(artifact)[split].texts}
+    assert not held & set(load_pool(artifact).texts)
+
+
+def test_unlabeled_texts_that_are_all_known_are_refused(run, tmp_path: Path) -> None:
+    table = write_tsv(tmp_path / "a.tsv", [(f"text {n}", n % 2) for n in range(60)])
+    with pytest.raises(DataError, match=r"unlabeled \(a.tsv\): none of its 60 texts is new: 0 are empty, 60"):
+        run(Prepare(), train=table, unlabeled=table)

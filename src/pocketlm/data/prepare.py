@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.columns import Columns, encode_labels, find_columns, infer_task, label_name
-from pocketlm.data.examples import Examples
+from pocketlm.data.examples import Examples, save_texts
 from pocketlm.data.folder import find_splits, read_split
 from pocketlm.data.read import Table, Value
 from pocketlm.data.split import check_fraction, cut, sample
+from pocketlm.data.unlabeled import new_texts, read_unlabeled
 from pocketlm.errors import DataError, RecipeError, storage_errors
 from pocketlm.progress import Progress
 from pocketlm.stage import Context
@@ -26,7 +27,8 @@ class Prepare:
 
     Reads the part `train_source`, a file or a folder, and, if there, the files `valid_source` and
     `test_source`, which win over the folder's. A missing test or valid split is cut from train, test
-    first. Adds the part `data`, a folder with `train.jsonl`, `valid.jsonl` and `test.jsonl`, and the
+    first. Adds the part `data`, a folder with `train.jsonl`, `valid.jsonl`, `test.jsonl` and, where there
+    is a part `unlabeled_source`, `unlabeled.jsonl` with those of its texts that no split has; and the
     figures `task`, `columns`, `rows`, `dropped` (rows of each file that were left out, and why) and
     `overlap` (rows of valid and test whose text also occurs in train).
 
@@ -106,14 +108,23 @@ class Prepare:
             if count:
                 context.progress.say(f"{split}: {count} of {len(examples[split])} texts also occur in train")
 
+        counts = {split: len(examples[split]) for split in SPLITS}
+        unlabeled = None
+        if (source := artifact.parts.get("unlabeled_source")) is not None:
+            known = [texts for split in SPLITS for texts in examples[split].texts]
+            unlabeled, dropped["unlabeled"] = _unlabeled(source, columns.text, known, context.progress)
+            counts["unlabeled"] = len(unlabeled)
+
         with storage_errors(context.folder):
             context.folder.mkdir(parents=True, exist_ok=True)
             for split in SPLITS:
                 examples[split].save(context.folder / f"{split}.jsonl")
+            if unlabeled is not None:
+                save_texts(unlabeled, context.folder / "unlabeled.jsonl")
         return artifact.with_part("data", context.folder).with_figures(
             task=task.to_dict(),
             columns={"text": list(columns.text), "label": columns.label},
-            rows={split: len(examples[split]) for split in SPLITS},
+            rows=counts,
             dropped=dropped,
             overlap=overlap,
         )
@@ -233,6 +244,23 @@ def _sources(parts: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
     sources = find_splits(train) if train.is_dir() else {"train": (train,)}
     given = {split: (parts[f"{split}_source"],) for split in ("valid", "test") if f"{split}_source" in parts}
     return {**sources, **given}
+
+
+def _unlabeled(
+    source: Path, columns: Sequence[str], known: Sequence[tuple[str, ...]], progress: Progress
+) -> tuple[list[tuple[str, ...]], dict[str, int]]:
+    read = read_unlabeled(source, columns)
+    texts, dropped = new_texts(read, known)
+    progress.say(
+        f"unlabeled: {len(texts)} of {len(read)} texts are new ({dropped['empty_text']} are empty, "
+        f"{dropped['in_a_split']} occur in train, valid or test, {dropped['repeated']} are repeated)"
+    )
+    if not texts:
+        raise DataError(
+            f"unlabeled ({source.name}): none of its {len(read)} texts is new: {dropped['empty_text']} are "
+            f"empty, {dropped['in_a_split']} occur in train, valid or test; give other texts, or none"
+        )
+    return texts, dropped
 
 
 def _text(value: Value) -> str:

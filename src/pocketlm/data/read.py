@@ -106,6 +106,18 @@ def _check_names(where: str, columns: Sequence[str]) -> None:
         raise DataError(f"{where}: two columns are called {twice[0]!r}; give every column its own name")
 
 
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file without their ends, each with its number from 1.
+
+    Raises:
+        DataError: the file is missing, damaged, not UTF-8, or has a line of more than 10 MB.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; check the path")
+    with closing(_lines(path)) as lines:
+        return [(number, line.removesuffix("\n").removesuffix("\r")) for number, line in lines]
+
+
 def _lines(path: Path) -> Generator[tuple[int, str], None, None]:
     """Line numbers from 1 and lines with their line end, decoded."""
     number = 0
