@@ -52,6 +52,8 @@ def start(recipe: Recipe, cache_dir: Path, progress: Progress) -> Artifact:
             if source is not None
         },
     }
+    if recipe.start is not None:
+        sources["start_source"] = resolve(recipe.start, "model", cache_dir, progress=progress)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     versions = {library: metadata.version(library) for library in LIBRARIES}
     return Artifact(
