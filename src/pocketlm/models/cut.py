@@ -87,7 +87,7 @@ def keep_neurons(model: nn.Module, saliency: Sequence[Tensor], size: int) -> Non
         kept = scores.topk(size).indices.sort().values
         _take_rows(layer.rising, kept)
         _take_columns(layer.falling, kept)
-    cast(Any, model).config.intermediate_size = size
+    setattr(cast(Any, model).config, family_of(model).ffn_size, size)
 
 
 def chosen_heads(model: nn.Module, saliency: Sequence[Tensor], heads: int) -> list[Tensor]:
@@ -189,9 +189,22 @@ def keep_pool(model: nn.Module, units: Tensor) -> None:
             _take_columns(linear, units)
 
 
+def reader_of(moment: Tensor, basis: Tensor) -> Tensor:
+    """How hidden units follow best from their coordinates: R = C P (Pᵀ C P)⁺, so x ≈ R Pᵀ x in the mean square.
+
+    Args:
+        moment: C, second moment of the hidden units, [hidden, hidden].
+        basis: P, [hidden, new hidden].
+    """
+    whole, turned = moment.double(), basis.double()
+    inner = turned.T @ whole @ turned
+    inverse = torch.linalg.pinv(inner, rtol=1e-6, hermitian=True)
+    return (whole @ turned @ inverse).float()
+
+
 @torch.no_grad()
-def project_hidden(model: nn.Module, basis: Tensor) -> None:
-    """Cut the hidden units to the coordinates on `basis`, in place: W' = Pᵀ W P, E' = E P.
+def project_hidden(model: nn.Module, basis: Tensor, reader: Tensor) -> None:
+    """Cut the hidden units to the coordinates on `basis`, in place: W' = Pᵀ W R, E' = E P.
 
     A norm's γ' is the diagonal of Pᵀ diag(γ) P and its β' is Pᵀ β. Both are exact where the basis is a choice
     of units, and a start for `pocketlm.models.refit` where it turns them.
@@ -199,6 +212,7 @@ def project_hidden(model: nn.Module, basis: Tensor) -> None:
     Args:
         model: To be cut.
         basis: P, orthonormal columns, [hidden, new hidden].
+        reader: R, how the hidden units follow from their coordinates, [hidden, new hidden]; see `reader_of`.
 
     Raises:
         TeacherError: the model is a DeBERTa-v2 with a convolution.
@@ -216,7 +230,7 @@ def project_hidden(model: nn.Module, basis: Tensor) -> None:
     norms = [*stream.norms, *(norm for layer in layers for norm in (layer.attention_norm, layer.ffn_norm))]
     readers += head_maps(model) if pool is None else [pool]
     for linear in readers:
-        linear.weight = nn.Parameter(linear.weight @ basis)
+        linear.weight = nn.Parameter(linear.weight @ reader)
         linear.in_features = size
     for linear in writers:
         _map_rows(linear, basis.T)

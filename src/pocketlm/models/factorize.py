@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, PreTrainedModel
 
 from pocketlm.errors import RecipeError, TeacherError
-from pocketlm.models.families import embedding_tables, head_maps, layers_of, pool_of, projection_of, stream_of
+from pocketlm.models.families import (
+    embedding_tables,
+    family_of,
+    head_maps,
+    layers_of,
+    pool_of,
+    projection_of,
+    stream_of,
+)
 
 # The activation of each head between its two maps.
 POOL_ACTIVATIONS = {
@@ -35,7 +43,7 @@ def factorize(model: PreTrainedModel, size: int) -> PreTrainedModel:
         TeacherError: the family computes something that a DeBERTa-v2 does not.
     """
     config = cast(Any, model.config)
-    kind = config.model_type
+    family, kind = family_of(model), config.model_type
     if projection_of(model) is not None:
         table = embedding_tables(model)[0]
         raise RecipeError(
@@ -57,8 +65,8 @@ def factorize(model: PreTrainedModel, size: int) -> PreTrainedModel:
         DebertaV2Config(
             vocab_size=len(pieces), hidden_size=config.hidden_size, embedding_size=size,
             num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size if kind != "distilbert" else config.hidden_dim,
-            hidden_act=config.hidden_act if kind != "distilbert" else config.activation,
+            intermediate_size=getattr(config, family.ffn_size),
+            hidden_act=getattr(config, family.activation),
             max_position_embeddings=len(positions), type_vocab_size=len(segments),
             layer_norm_eps=stream_of(model).norms[0].eps, relative_attention=False, pos_att_type=[],
             position_biased_input=True, pooler_hidden_act=POOL_ACTIVATIONS[kind],

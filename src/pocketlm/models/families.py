@@ -41,6 +41,8 @@ class Family:
         pre_norm: LayerNorm stands before attention and FFN, not behind their residual sums.
         shared: One layer, run `num_hidden_layers` times.
         head_bias: An embedding with one column a head, used by all layers, which have to keep the same heads.
+        ffn_size: What the config calls the number of neurons.
+        activation: What the config calls the FFN's activation.
     """
 
     attention: str = "attention.self"
@@ -62,6 +64,8 @@ class Family:
     pre_norm: bool = False
     shared: bool = False
     head_bias: str | None = None
+    ffn_size: str = "intermediate_size"
+    activation: str = "hidden_act"
 
 
 _BERT = Family()
@@ -94,6 +98,8 @@ FAMILIES: dict[str, Family] = {
         attention_norm="sa_layer_norm",
         ffn_norm="output_layer_norm",
         pool="pre_classifier",
+        ffn_size="hidden_dim",
+        activation="activation",
     ),
     "albert": Family(
         stack="encoder.albert_layer_groups.0.albert_layers",
@@ -245,8 +251,7 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
 
 def activation_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """What the FFN does to its neurons."""
-    config = cast(Any, model).config
-    name = config.activation if config.model_type == "distilbert" else config.hidden_act
+    name = getattr(cast(Any, model).config, family_of(model).activation)
     return cast(Any, ACT2FN[name] if isinstance(name, str) else name)
 
 

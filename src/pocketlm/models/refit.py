@@ -105,9 +105,9 @@ def refit(
     for index in layers:
         layer = theirs[index]
         sites += [(layer.query, "in"), layer.attention_sum, (layer.rising, "in"), layer.ffn_sum]
-    states = [state.half() for state in capture(teacher, encoded, sites)]
+    states = capture(teacher, encoded, sites)
     for number, (mine, full) in enumerate(zip(layers_of(student.model), layers_of(wide), strict=True)):
-        read, attended, risen, summed = (state.float() for state in states[4 * number : 4 * number + 4])
+        read, attended, risen, summed = states[4 * number : 4 * number + 4]
         if pre_norm:
             (given,) = capture(student, encoded, [(mine.attention_norm, "in")])
             fit_norm(mine.attention_norm, given, read @ basis)
@@ -158,6 +158,8 @@ def _fit_stream(student: Classifier, teacher: Classifier, basis: Tensor, encoded
     (goal,) = capture(teacher, encoded, [(theirs.norms[0], "out")])
     (given,) = capture(student, encoded, [(mine.norms[0], "in")])
     fit_norm(mine.norms[0], given, goal @ basis)
+    if basis.shape[0] == basis.shape[1]:
+        return
     # DeBERTa-v2 norms its table of positions before use: the table may as well hold what the norm should give.
     for small, large, table, whole in zip(
         mine.norms[1:], theirs.norms[1:], mine.tables[-1:], theirs.tables[-1:], strict=False

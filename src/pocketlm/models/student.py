@@ -36,11 +36,12 @@ from pocketlm.models.cut import (
     keep_pool,
     most_salient,
     project_hidden,
+    reader_of,
     rebuilt,
     resize_heads,
 )
 from pocketlm.models.factorize import factorize
-from pocketlm.models.families import family_of
+from pocketlm.models.families import family_of, layers_of
 from pocketlm.models.load import Classifier, parameters_of, set_dropout, with_new_head
 from pocketlm.models.pieces import embed_pieces, keep_pieces, keep_positions, set_pieces
 from pocketlm.models.refit import fit_head, refit
@@ -51,17 +52,16 @@ from pocketlm.tokenization.learn import learn
 from pocketlm.tokenization.trim import trim
 
 CALIBRATION_EXAMPLES = 512
-CALIBRATION_PIECES = 16384
+CALIBRATION_PIECES = 8192
 HEAD_EXAMPLES = 1024
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a student, all given."""
+    """The layers and the width of a student, all given."""
 
     layers: tuple[int, ...]
     hidden_size: int
-    intermediate_size: int
     heads: int
 
 
@@ -126,7 +126,7 @@ class BuildStudent:
             "layers": len(shape.layers),
             "teacher_layers": list(shape.layers),
             "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
+            "intermediate_size": layers_of(student.model)[0].rising.out_features,
             "heads": config.num_attention_heads,
             "vocabulary": config.vocab_size,
             "embedding_size": student.model.get_input_embeddings().embedding_dim,
@@ -170,7 +170,7 @@ class BuildStudent:
                 f"refit=True, but the layers of {type(model).__name__} share their weights, which no fit of "
                 "single layers leaves intact; set refit: null"
             )
-        return Shape(layers, hidden, self.intermediate_size or config.intermediate_size, heads)
+        return Shape(layers, hidden, heads)
 
     def cut(self, source: Classifier, shape: Shape, texts: Sequence[tuple[str, ...]]) -> Classifier:
         """The student of that shape, in evaluation mode and without dropout."""
@@ -184,9 +184,12 @@ class BuildStudent:
         # A student has no capacity to spare, and its targets are soft.
         set_dropout(wide.config, 0.0)
         self.narrow(wide, shape, seen)
-        basis, model = self.basis(shape, seen), copy.deepcopy(wide)
+        moment = torch.stack(
+            [seen.hidden[index] for index in (shape.layers if len(seen.hidden) > 1 else (0,))]
+        ).sum(dim=0)
+        basis, model = self.basis(moment, shape.hidden_size), copy.deepcopy(wide)
         if shape.hidden_size < config.hidden_size:
-            project_hidden(model, basis)
+            project_hidden(model, basis, reader_of(moment, basis))
         student = Classifier(rebuilt(model), source.tokenizer, source.task, source.max_length)
         wanted = narrow and not family_of(model).shared if self.refit is None else self.refit
         if takes and wanted:
@@ -225,15 +228,13 @@ class BuildStudent:
         if seen.pool is not None and shape.hidden_size < len(seen.pool):
             keep_pool(model, most_salient(seen.pool, shape.hidden_size))
 
-    def basis(self, shape: Shape, seen: Survey) -> Tensor:
-        """The student's hidden units as directions of the teacher's: [hidden, student's hidden]."""
-        own = range(len(seen.hidden)) if len(seen.hidden) == 1 else shape.layers
-        moment = torch.stack([seen.hidden[index] for index in own]).sum(dim=0)
-        if shape.hidden_size == len(moment):
-            return torch.eye(len(moment))
+    def basis(self, moment: Tensor, size: int) -> Tensor:
+        """The student's hidden units as directions of the teacher's: [hidden, size]."""
+        if size == len(moment):
+            return torch.eye(size)
         if self.width == "projection":
-            return principal_directions(moment, shape.hidden_size)
-        return torch.eye(len(moment))[:, salient_units(moment, shape.hidden_size)]
+            return principal_directions(moment, size)
+        return torch.eye(len(moment))[:, salient_units(moment, size)]
 
 
 def calibration(source: Classifier, texts: Sequence[tuple[str, ...]]) -> Encoded:
