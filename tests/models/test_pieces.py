@@ -50,8 +50,8 @@ def test_every_learned_piece_is_spelled_by_the_teachers(kind: Kind) -> None:
         ids = spelled(old, piece, new)
         assert ids
         if old.token_to_id(piece) is None and kind != "byte-bpe":
-            whole = "".join(old.id_to_token(part).removeprefix("##") for part in ids)
-            assert whole == piece.removeprefix("##"), index
+            parts = [old.id_to_token(part).removeprefix("##") for part in ids]
+            assert "".join(parts) == piece.removeprefix("##"), index
 
 
 def test_a_known_piece_keeps_its_row_and_a_new_one_is_the_mean() -> None:

@@ -67,7 +67,7 @@ SHAPES = {
     "neurons": BuildStudent(intermediate_size=20, vocabulary=None),
     "heads": BuildStudent(heads=2, vocabulary=None),
     "hidden": BuildStudent(hidden_size=16, vocabulary=None),
-    "projected": BuildStudent(layers=2, hidden_size=24, heads=3, width="projection"),
+    "projected": BuildStudent(layers=2, hidden_size=24, heads=3, width="saliency"),
     "plain": BuildStudent(
         layers=2, hidden_size=24, heads=2, intermediate_size=20, refit=False, vocabulary=60
     ),
@@ -113,7 +113,7 @@ def test_dead_heads_cost_nothing(tmp_path: Path, architecture: Architecture, ref
         for layer in layers_of(teacher.model):
             layer.output.weight[:, 8:24] = 0
     refit = refit and not family_of(teacher.model).shared
-    student, _ = built(tmp_path, teacher, BuildStudent(heads=2, vocabulary=None, refit=refit))
+    student, _ = built(tmp_path, teacher, BuildStudent(layers=3, heads=2, vocabulary=None, refit=refit))
     assert student.model.config.num_attention_heads == 2
     assert np.allclose(logits_of(student), logits_of(teacher), atol=1e-4)
 
@@ -177,7 +177,8 @@ def test_doubled_hidden_units_cost_nothing(tmp_path: Path, architecture: Archite
     resize_heads(wide.model, moments, [torch.arange(4)] * 3, 16)
     wide.model = rebuilt(wide.model)
     assert np.allclose(logits_of(wide), logits_of(teacher), atol=1e-5)
-    student, _ = built(tmp_path, wide, BuildStudent(hidden_size=32, vocabulary=None, refit=refit))
+    stage = BuildStudent(hidden_size=32, vocabulary=None, refit=refit, width="saliency", layers=3)
+    student, _ = built(tmp_path, wide, stage)
     assert np.allclose(logits_of(student), logits_of(teacher), atol=1e-3)
 
 

@@ -15,8 +15,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-PREFIX = "##"
-
 
 def embed_pieces(teacher: nn.Module, tokenizer: Tokenizer, new: Tokenizer) -> Tensor:
     """The table of pieces for another vocabulary.
@@ -47,26 +45,37 @@ def spelled(tokenizer: Tokenizer, piece: str, new: Tokenizer) -> list[int]:
     known = tokenizer.token_to_id(piece)
     if known is not None:
         return [known]
-    if type(tokenizer.model) is type(new.model):
-        if piece.startswith(PREFIX) and type(new.model).__name__ == "WordPiece":
-            return _inside(tokenizer, piece.removeprefix(PREFIX))
-        ids = [token.id for token in cast(Any, tokenizer.model).tokenize(piece)]
-    else:
-        text = new.decode([new.token_to_id(piece)]).removeprefix(PREFIX)
+    model = cast(Any, tokenizer.model)
+    if type(model) is not type(new.model):
+        text = new.decode([new.token_to_id(piece)]).removeprefix("##")
         ids = tokenizer.encode(text, add_special_tokens=False).ids
-    unknown = _unknown(tokenizer)
-    return [] if unknown in ids else ids
+    elif marks := _marks(model):
+        return _longest(tokenizer, piece, *marks)
+    else:
+        ids = [token.id for token in model.tokenize(piece)]
+    return [] if _unknown(tokenizer) in ids else ids
 
 
-def _inside(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of the longest pieces from inside a word, one after the other."""
+def _marks(model: Any) -> tuple[str, str] | None:
+    """What marks a piece from inside a word, and one at its end, where there are such marks."""
+    prefix = getattr(model, "continuing_subword_prefix", None) or ""
+    suffix = getattr(model, "end_of_word_suffix", None) or ""
+    return (prefix, suffix) if prefix or suffix else None
+
+
+def _longest(tokenizer: Tokenizer, piece: str, prefix: str, suffix: str) -> list[int]:
+    """Ids of the longest known pieces that fit, one after the other; empty where none does."""
+    inside = bool(prefix) and piece.startswith(prefix)
+    ends = bool(suffix) and piece.endswith(suffix)
+    text = piece.removeprefix(prefix).removesuffix(suffix)
     ids: list[int] = []
     while text:
-        for end in range(len(text), 0, -1):
-            found = tokenizer.token_to_id(PREFIX + text[:end])
+        for stop in range(len(text), 0, -1):
+            form = (prefix if inside else "") + text[:stop] + (suffix if ends and stop == len(text) else "")
+            found = tokenizer.token_to_id(form)
             if found is not None:
                 ids.append(found)
-                text = text[end:]
+                text, inside = text[stop:], True
                 break
         else:
             return []

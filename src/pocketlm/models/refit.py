@@ -142,10 +142,6 @@ def _fit_branch(linear: nn.Linear, given: Tensor, reached: Tensor, goal: Tensor)
     return residual + linear(given)
 
 
-def _norm_out(norm: nn.LayerNorm, value: Tensor) -> Tensor:
-    return cast(Tensor, norm(value))
-
-
 def _fit_stream(student: Classifier, teacher: Classifier, basis: Tensor, encoded: Encoded) -> None:
     """Fit what gives the first hidden state: the map from embedding units, and the norms behind it."""
     mine, theirs = stream_of(student.model), stream_of(teacher.model)
@@ -160,12 +156,12 @@ def _fit_stream(student: Classifier, teacher: Classifier, basis: Tensor, encoded
     fit_norm(mine.norms[0], given, goal @ basis)
     if basis.shape[0] == basis.shape[1]:
         return
-    # DeBERTa-v2 norms its table of positions before use: the table may as well hold what the norm should give.
-    for small, large, table, whole in zip(
-        mine.norms[1:], theirs.norms[1:], mine.tables[-1:], theirs.tables[-1:], strict=False
-    ):
-        goal = _norm_out(large, whole.weight) @ basis
-        table.weight.copy_(goal)
+    # DeBERTa-v2 norms its table of positions before use, so a table of its own can give what it should.
+    if mine.tables and len(mine.norms) > 1:
+        small, table = mine.norms[1], mine.tables[-1]
+        goal = theirs.norms[1](theirs.tables[-1].weight) @ basis
+        steep = torch.where(small.weight.abs() < 1e-3, torch.full_like(small.weight, 1e-3), small.weight)
+        table.weight.copy_((goal - small.bias) / steep)
         fit_norm(small, table.weight, goal)
 
 

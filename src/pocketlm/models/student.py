@@ -78,7 +78,8 @@ class BuildStudent:
         embedding_size: Width of the table of pieces, behind which a linear map gives hidden units; None
             leaves the table as it is.
         init: `teacher` takes the weights; `random` only the shape, with weights as the family starts.
-        width: Hidden units as the most `saliency`-bearing ones or as a `projection` on principal directions.
+        width: Hidden units as a `projection` on the principal directions of the teacher's hidden states, or by
+            `saliency`: those from which the others follow best.
         refit: Fit the maps to the teacher's states after the cut. None: where hidden units or heads are cut.
         vocabulary_from: The `teacher`'s pieces that the training texts use, or pieces learned from that `text`.
         seed: Of random weights.
@@ -91,7 +92,7 @@ class BuildStudent:
     vocabulary: int | None = 8000
     embedding_size: int | None = None
     init: Literal["teacher", "random"] = "teacher"
-    width: Literal["saliency", "projection"] = "saliency"
+    width: Literal["saliency", "projection"] = "projection"
     refit: bool | None = None
     vocabulary_from: Literal["teacher", "text"] = "teacher"
     seed: int = 0
