@@ -133,15 +133,16 @@ def resize_heads(
 ) -> None:
     """Give every head `size` units, in place.
 
-    A smaller head keeps the best approximation of rank `size` of its scores q·k and of its output W_o v, in the
-    mean square over calibration texts: with second moments Q and K, the singular value decomposition
+    A smaller head keeps the best approximation of rank `size` of its scores q·k and of its output W_o v, in
+    the mean square over calibration texts: with second moments Q and K, the singular value decomposition
     Q^½ K^½ = U S Vᵀ gives q' = S^½ Uᵀ Q^-½ q and k' = S^½ Vᵀ K^-½ k, cut to `size`; likewise W_o C^½ = U S Vᵀ
     gives v' = Vᵀ C^-½ v and W_o' = U S. A larger head gets units with q = 0 and W_o = 0, which add nothing,
     beside random k and v, from which the zeros learn. Scores are divided by √size, so queries are scaled.
 
     Args:
         model: Its layers have the heads that `kept` names.
-        moments: Of queries, keys and joined values, of the teacher's heads: three [heads, size, size] a layer.
+        moments: Of the queries, keys and joined values of the teacher's heads: three [heads, size, size] a
+            layer.
         kept: Which of the teacher's heads each layer has, ascending.
         size: New head size.
     """
@@ -154,14 +155,14 @@ def resize_heads(
             continue
         scale = (size / before) ** 0.5
         if size < before:
-            weight = layer.output.weight.unflatten(1, (heads, before))
+            weight = layer.output.weight.reshape(-1, heads, before)
             scores = [_joint_rank(queries[head], keys[head], size) for head in chosen]
             outputs = [_output_rank(weight[:, at], values[head], size) for at, head in enumerate(chosen)]
             for linear in layer.queries:
-                _map_rows(linear, scale * torch.block_diag(*(query for query, _ in scores)))
+                _map_rows(linear, scale * _diagonal(*(query for query, _ in scores)))
             for linear in layer.keys:
-                _map_rows(linear, torch.block_diag(*(key for _, key in scores)))
-            _map_rows(layer.value, torch.block_diag(*(value for value, _ in outputs)))
+                _map_rows(linear, _diagonal(*(key for _, key in scores)))
+            _map_rows(layer.value, _diagonal(*(value for value, _ in outputs)))
             layer.output.weight = nn.Parameter(torch.cat([output for _, output in outputs], dim=1))
         else:
             spread = torch.zeros(heads, size, heads, before)
@@ -190,7 +191,7 @@ def keep_pool(model: nn.Module, units: Tensor) -> None:
 
 
 def reader_of(moment: Tensor, basis: Tensor) -> Tensor:
-    """How hidden units follow best from their coordinates: R = C P (Pᵀ C P)⁺, so x ≈ R Pᵀ x in the mean square.
+    """How hidden units follow best from their coordinates: R = C P (Pᵀ C P)⁺, so that x ≈ R Pᵀ x.
 
     Args:
         moment: C, second moment of the hidden units, [hidden, hidden].
@@ -198,7 +199,7 @@ def reader_of(moment: Tensor, basis: Tensor) -> Tensor:
     """
     whole, turned = moment.double(), basis.double()
     inner = turned.T @ whole @ turned
-    inverse = torch.linalg.pinv(inner, rtol=1e-6, hermitian=True)
+    inverse = cast(Tensor, torch.linalg.pinv(inner, rtol=1e-6, hermitian=True))
     return (whole @ turned @ inverse).float()
 
 
@@ -277,21 +278,29 @@ def _joint_rank(queries: Tensor, keys: Tensor, rank: int) -> tuple[Tensor, Tenso
     """Maps [rank, size] of queries and of keys that keep most of their products, given second moments."""
     root_q, inverse_q = _roots(queries)
     root_k, inverse_k = _roots(keys)
-    left, values, right = torch.linalg.svd(root_q @ root_k)
+    left, values, right = _svd(root_q @ root_k)
     strength = values[:rank].sqrt()[:, None]
     return (strength * left.T[:rank] @ inverse_q).float(), (strength * right[:rank] @ inverse_k).float()
 
 
 def _output_rank(weight: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A map of values [rank, size] and one to hidden units [hidden, rank] that keep most of weight · value."""
+    """A map of values [rank, size] and one to hidden units [hidden, rank] that keep most of weight · v."""
     root, inverse = _roots(moment)
-    left, values, right = torch.linalg.svd(weight.double() @ root, full_matrices=False)
+    left, values, right = _svd(weight.double() @ root)
     return (right[:rank] @ inverse).float(), (left[:, :rank] * values[:rank]).float()
+
+
+def _diagonal(*blocks: Tensor) -> Tensor:
+    return cast(Tensor, torch.block_diag(*blocks))  # pyright: ignore[reportUnknownMemberType]
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return cast(tuple[Tensor, Tensor, Tensor], torch.linalg.svd(matrix, full_matrices=False))
 
 
 def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
     """Square root of a second moment and its pseudo-inverse, in double precision."""
-    values, vectors = torch.linalg.eigh(moment.double())
+    values, vectors = cast(tuple[Tensor, Tensor], torch.linalg.eigh(moment.double()))
     floor = values.max().clamp_min(0) * 1e-10
     root = values.clamp_min(0).sqrt()
     inverse = torch.where(values > floor, 1 / root.clamp_min(1e-300), torch.zeros_like(root))

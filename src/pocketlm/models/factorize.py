@@ -62,7 +62,7 @@ def factorize(model: PreTrainedModel, size: int) -> PreTrainedModel:
         )
     pieces, positions, segments = _tables(model)
     made = DebertaV2ForSequenceClassification(
-        DebertaV2Config(
+        cast(Any, DebertaV2Config)(
             vocab_size=len(pieces), hidden_size=config.hidden_size, embedding_size=size,
             num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
             intermediate_size=getattr(config, family.ffn_size),
@@ -103,7 +103,7 @@ def truncated(tables: tuple[Tensor, ...], size: int) -> tuple[list[Tensor], Tens
     Returns:
         The narrow tables, each [rows, size], and the map, [hidden, size].
     """
-    _, _, right = torch.linalg.svd(tables[0].double(), full_matrices=False)
+    right = cast(Tensor, torch.linalg.svd(tables[0].double(), full_matrices=False)[2])
     directions = right[:size].T
     return [(table.double() @ directions).float() for table in tables], directions.float()
 

@@ -138,7 +138,8 @@ class Layer:
     """The modules of one layer, under the names of `Family`.
 
     Args:
-        attention_sum: Where the residual stream stands after attention, before any norm; `ffn_sum` after the FFN.
+        attention_sum: Where the residual stream stands after attention, before any norm.
+        ffn_sum: Likewise after the FFN.
     """
 
     query: nn.Linear
@@ -308,5 +309,5 @@ def _base(model: nn.Module) -> nn.Module:
 
 def _present(root: nn.Module, paths: Any) -> tuple[Any, ...]:
     """The modules at those of the paths that the model has."""
-    modules = dict(root.named_modules())
+    modules: dict[str, nn.Module] = dict(cast(Any, root.named_modules()))
     return tuple(modules[path] for path in paths if modules.get(path) is not None)

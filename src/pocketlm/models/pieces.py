@@ -1,7 +1,7 @@
 """The tables of pieces and positions: rows taken from the teacher's, or made of them.
 
 For a vocabulary of other pieces, the teacher's tokenizer cuts a new piece into pieces of its own, and the new
-embedding is their mean, as for the words of FVT (Gee et al. 2022, https://arxiv.org/abs/2402.09977, section 3).
+embedding is their mean, as for the words of FVT (Gee et al. 2022, https://arxiv.org/abs/2402.09977).
 
 Deviations: a piece from inside a word (`##ing`) is cut as inside a word, by the longest known pieces first.
 """
@@ -25,7 +25,8 @@ def embed_pieces(teacher: nn.Module, tokenizer: Tokenizer, new: Tokenizer) -> Te
         new: With other pieces, and ids without gaps.
 
     Returns:
-        One row a piece of `new`, [pieces, embedding]; the mean of all rows for a piece that the teacher cannot spell.
+        One row a piece of `new`, [pieces, embedding]; for a piece that the teacher cannot spell, the mean of
+        all its rows.
     """
     table = cast(Tensor, cast(Any, teacher).get_input_embeddings().weight).detach()
     vocabulary = new.get_vocab()
@@ -40,14 +41,14 @@ def embed_pieces(teacher: nn.Module, tokenizer: Tokenizer, new: Tokenizer) -> Te
 def spelled(tokenizer: Tokenizer, piece: str, new: Tokenizer) -> list[int]:
     """Ids of the teacher's pieces that make up a piece of `new`; empty where they cannot.
 
-    Tokenizers of one type write their pieces in one way; between types, the text that a piece stands for is cut.
+    Tokenizers of one type write their pieces in one way; between types, the text of a piece is cut.
     """
     known = tokenizer.token_to_id(piece)
     if known is not None:
         return [known]
-    model = cast(Any, tokenizer.model)
+    model: Any = tokenizer.model
     if type(model) is not type(new.model):
-        text = new.decode([new.token_to_id(piece)]).removeprefix("##")
+        text = new.decode([new.get_vocab()[piece]]).removeprefix("##")
         ids = tokenizer.encode(text, add_special_tokens=False).ids
     elif marks := _marks(model):
         return _longest(tokenizer, piece, *marks)

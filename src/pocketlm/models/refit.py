@@ -4,8 +4,8 @@ After a cut every map reads inputs that are no longer the teacher's. Each is sol
 calibration texts, in the order in which the model runs, reading the student's own state so far and
 aiming at the teacher's next state. So errors of earlier maps are mended by later ones instead of adding up.
 
-After layer-wise least squares in structured pruning (He et al. 2017, https://arxiv.org/abs/1707.06168, eq. 4)
-and in SparseGPT (Frantar and Alistarh 2023, https://arxiv.org/abs/2301.00774, eq. 2).
+After layer-wise least squares in structured pruning (He et al. 2017, https://arxiv.org/abs/1707.06168,
+section 3.1) and in SparseGPT (Frantar and Alistarh 2023, https://arxiv.org/abs/2301.00774, section 3).
 
 Deviations: the ridge penalty pulls towards the cut weights, not towards zero, so a cut that loses nothing
 changes nothing. A LayerNorm's γ and β are solved too, one regression for each unit.
@@ -55,7 +55,7 @@ def fit_linear(linear: nn.Linear, inputs: Tensor, targets: Tensor, penalty: floa
     gram = around.T @ around
     gram.diagonal().add_(penalty * gram.diagonal().mean().clamp_min(1e-12))
     goal = (around.T @ (left - missing)).double()
-    change = torch.cholesky_solve(goal, torch.linalg.cholesky(gram.double())).T.float()
+    change = torch.cholesky_solve(goal, cast(Tensor, torch.linalg.cholesky(gram.double()))).T.float()
     linear.weight += change
     if linear.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
         linear.bias.copy_(missing - change @ centre)
@@ -104,7 +104,7 @@ def refit(
     sites: list[Site] = []
     for index in layers:
         layer = theirs[index]
-        sites += [(layer.query, "in"), layer.attention_sum, (layer.rising, "in"), layer.ffn_sum]
+        sites.extend(((layer.query, "in"), layer.attention_sum, (layer.rising, "in"), layer.ffn_sum))
     states = capture(teacher, encoded, sites)
     for number, (mine, full) in enumerate(zip(layers_of(student.model), layers_of(wide), strict=True)):
         read, attended, risen, summed = states[4 * number : 4 * number + 4]
@@ -136,7 +136,11 @@ def refit(
 
 
 def _fit_branch(linear: nn.Linear, given: Tensor, reached: Tensor, goal: Tensor) -> Tensor:
-    """Fit the last map of a branch so that the residual sum behind it comes to `goal`; the sum it comes to."""
+    """Fit the last map of a branch so that the residual sum behind it comes to `goal`.
+
+    Returns:
+        The sum that it comes to.
+    """
     residual = reached - linear(given)
     fit_linear(linear, given, goal - residual)
     return residual + linear(given)
@@ -181,7 +185,7 @@ def _fit_head(student: Classifier, teacher: Classifier, wide: nn.Module, encoded
 
 @torch.no_grad()
 def fit_head(student: Classifier, texts: Sequence[tuple[str, ...]], logits: np.ndarray) -> None:
-    """Fit the last map of a fresh head to the teacher's logits, by ridge regression from what it reads, in place.
+    """Fit the last map of a fresh head to the teacher's logits by ridge regression, in place.
 
     Args:
         student: Has one such map.

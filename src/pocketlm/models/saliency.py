@@ -1,12 +1,12 @@
 """What neurons, heads and hidden units of a teacher do on calibration texts, and which of them matter.
 
-The saliency of a part is what it adds to the residual stream on average, as for heads in Michel et al. 2019
-(https://arxiv.org/abs/1905.10650) and for neurons in TinyBERT's successors.
+The saliency of a part is what it adds to the residual stream on average, in the spirit of Michel et al. 2019
+(https://arxiv.org/abs/1905.10650), who ask for every head what the model loses without it.
 
 Deviations: no gradients. A neuron's saliency is its mean |activation| times the norm of its outgoing weights;
-a head's is the mean norm of what its output map makes of it; hidden units are chosen one after the other, each
-the one that best explains, linearly, what those before it leave of the teacher's hidden states (a Cholesky
-decomposition with pivots, Higham 1990, section 10.3 of "Accuracy and Stability of Numerical Algorithms").
+a head's is the mean norm of what its output map makes of it. Hidden units are chosen one after the other, each
+the one with the most left of its second moment when what the others explain, linearly, is taken out (a
+Cholesky decomposition with pivots, Higham 2002, "Accuracy and Stability of Numerical Algorithms", 10.3).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _EnoughError(Exception):
 def visit(
     classifier: Classifier, encoded: Encoded, sites: Sequence[Site], see: Callable[[int, Tensor], None]
 ) -> None:
-    """Run a model, no further than needed, and show what passes at some places of it, batch by batch, padding left out.
+    """Run a model, no further than needed, and show what passes at some places, padding left out.
 
     A layer that the model shares between depths is seen at every depth.
 
@@ -134,7 +134,7 @@ def survey(teacher: Classifier, encoded: Encoded) -> Survey:
     last = head_maps(teacher.model) if pool_of(teacher.model) is not None else ()
 
     def moments(value: Tensor) -> Tensor:
-        per_head = value.unflatten(1, (heads, -1)).transpose(0, 1)
+        per_head = _by_head(value, heads)
         return per_head.mT @ per_head
 
     groups: list[list[Term]] = [
@@ -197,19 +197,24 @@ def _neuron_term(falling: nn.Linear) -> Term:
 
 
 def _outgoing(mean: Tensor, falling: nn.Linear) -> Tensor:
-    return mean * falling.weight.detach().norm(dim=0)
+    return mean * falling.weight.detach().square().sum(dim=0).sqrt()
 
 
 def _head_term(output: nn.Linear, heads: int) -> Term:
     """Norms of what each head adds to the residual stream."""
-    weight = output.weight.detach().unflatten(1, (heads, -1)).transpose(0, 1)  # [heads, hidden, size]
+    weight = _by_head(output.weight.detach(), heads)  # [heads, hidden, size]
     gram = weight.mT @ weight
 
     def norms(value: Tensor) -> Tensor:
-        per_head = value.unflatten(1, (heads, -1)).transpose(0, 1)  # [heads, positions, size]
+        per_head = _by_head(value, heads)  # [heads, positions, size]
         return ((per_head @ gram) * per_head).sum(dim=2).clamp_min(0).sqrt().sum(dim=1)
 
     return (output, "in"), norms
+
+
+def _by_head(value: Tensor, heads: int) -> Tensor:
+    """[rows, heads · size] to [heads, rows, size]."""
+    return value.reshape(len(value), heads, -1).transpose(0, 1)
 
 
 def _second_moment(value: Tensor) -> Tensor:
@@ -218,8 +223,7 @@ def _second_moment(value: Tensor) -> Tensor:
 
 def principal_directions(moment: Tensor, size: int) -> Tensor:
     """The `size` directions of largest second moment: an orthonormal [hidden, size]."""
-    values, vectors = torch.linalg.eigh(moment.double())
-    del values
+    vectors = cast(Tensor, torch.linalg.eigh(moment.double())[1])
     return vectors.flip(1)[:, :size].float().contiguous()
 
 

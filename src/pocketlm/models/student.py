@@ -78,10 +78,11 @@ class BuildStudent:
         embedding_size: Width of the table of pieces, behind which a linear map gives hidden units; None
             leaves the table as it is.
         init: `teacher` takes the weights; `random` only the shape, with weights as the family starts.
-        width: Hidden units as a `projection` on the principal directions of the teacher's hidden states, or by
-            `saliency`: those from which the others follow best.
+        width: Hidden units as a `projection` on the principal directions of the teacher's hidden states, or
+            by `saliency`: those from which the others follow best.
         refit: Fit the maps to the teacher's states after the cut. None: where hidden units or heads are cut.
-        vocabulary_from: The `teacher`'s pieces that the training texts use, or pieces learned from that `text`.
+        vocabulary_from: The `teacher`'s pieces that the training texts use, or pieces learned from that
+            `text`.
         seed: Of random weights.
     """
 
@@ -201,11 +202,8 @@ class BuildStudent:
         tokenizer = source.tokenizer
         if self.vocabulary is not None and self.vocabulary_from == "text":
             tokenizer = learn(source.tokenizer, texts, self.vocabulary)
-            shared = {
-                index: tokenizer.token_to_id(piece)
-                for piece, index in source.tokenizer.get_vocab().items()
-                if tokenizer.token_to_id(piece) is not None
-            }
+            pieces, known = source.tokenizer.get_vocab(), tokenizer.get_vocab()
+            shared = {index: known[piece] for piece, index in pieces.items() if piece in known}
             set_pieces(model, embed_pieces(model, source.tokenizer, tokenizer), shared)
         elif self.vocabulary is not None:
             trimmed = trim(source.tokenizer, texts, self.vocabulary)

@@ -1,7 +1,8 @@
 """Learn a small vocabulary from a text, in the form of a teacher's tokenizer.
 
-As a teacher's own vocabulary was learned: WordPiece and BPE by merging the most frequent pairs (Sennrich et al.
-2016, https://arxiv.org/abs/1508.07909), Unigram by likelihood (Kudo 2018, https://arxiv.org/abs/1804.10959).
+As a teacher's own vocabulary was learned: WordPiece and BPE by merging the most frequent pairs (Sennrich et
+al. 2016, https://arxiv.org/abs/1508.07909), Unigram by likelihood (Kudo 2018,
+https://arxiv.org/abs/1804.10959).
 
 Deviations: every single character that is a piece of the teacher's stays one, in all its forms, so the new
 tokenizer spells every word that the teacher's spells.
@@ -44,8 +45,8 @@ def learn(tokenizer: Tokenizer, texts: Iterable[Sequence[str]], size: int) -> To
     if model["type"] == "Unigram":
         if len(known) != len(model["vocab"]):
             raise TeacherError(
-                "the teacher's tokenizer has special tokens behind its Unigram vocabulary, so no pieces can be "
-                "added; set vocabulary_from: teacher"
+                "the teacher's tokenizer has special tokens behind its Unigram vocabulary, so no pieces can "
+                "be added; set vocabulary_from: teacher"
             )
         scores = dict(found["vocab"])
         model["vocab"] += [[piece, scores[piece]] for piece in learned]
