@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from pocketlm.errors import RecipeError, TeacherError
+from pocketlm.export.onnx import export, largest_difference
 from pocketlm.models.factorize import factorize, truncated
 from pocketlm.models.load import Classifier
 from pocketlm.models.pieces import embed_pieces, spelled
@@ -133,6 +134,14 @@ def test_a_factorised_student_loads_and_runs(tmp_path: Path, architecture: Archi
     assert student.model.config.model_type == "deberta-v2"
     assert student.model.get_input_embeddings().embedding_dim == 6 == student.figures["embedding_size"]
     assert np.isfinite(student.logits(student.encode(TEXTS))).all()
+
+
+def test_the_graph_of_a_factorised_student_says_what_torch_says(tmp_path: Path) -> None:
+    teacher = classifier("bert", PAIR)
+    small = Classifier(factorize(teacher.model, 16), teacher.tokenizer, PAIR, MAX_LENGTH)
+    export(small, tmp_path / "model.onnx")
+    texts = [*examples_of(PAIR, 20).texts, ("", "")]
+    assert largest_difference(small, tmp_path / "model.onnx", texts) < 1e-4
 
 
 def test_truncated_tables_are_the_best_of_their_rank() -> None:

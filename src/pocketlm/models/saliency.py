@@ -3,10 +3,11 @@
 The saliency of a part is what it adds to the residual stream on average, in the spirit of Michel et al. 2019
 (https://arxiv.org/abs/1905.10650), who ask for every head what the model loses without it.
 
-Deviations: no gradients. A neuron's saliency is its mean |activation| times the norm of its outgoing weights;
-a head's is the mean norm of what its output map makes of it. Hidden units are chosen one after the other, each
-the one with the most left of its second moment when what the others explain, linearly, is taken out (a
-Cholesky decomposition with pivots, Higham 2002, "Accuracy and Stability of Numerical Algorithms", 10.3).
+Deviations: no gradients. A neuron's saliency is its mean |activation| times the norm of its outgoing
+weights; a head's is the mean norm of what its output map makes of it. Hidden units are chosen one after
+the other, each the one with the most left of its second moment when what the others explain, linearly, is
+taken out (a Cholesky decomposition with pivots, Higham 2002, "Accuracy and Stability of Numerical
+Algorithms", section 10.3).
 """
 
 from __future__ import annotations
