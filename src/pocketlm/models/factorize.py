@@ -35,8 +35,13 @@ POOL_ACTIVATIONS = {
 
 
 @torch.no_grad()
-def factorize(model: PreTrainedModel, size: int) -> PreTrainedModel:
+def factorize(model: PreTrainedModel, size: int, counts: Tensor | None = None) -> PreTrainedModel:
     """The model with a table of pieces of `size` columns and a map from these to its hidden units.
+
+    Args:
+        model: A classifier, its table not factorised.
+        size: Columns of the new table.
+        counts: How often each piece is used, [pieces]; the more, the better it is kept. None: all alike.
 
     Raises:
         RecipeError: `size` is not below the hidden size, or the table is narrow already.
@@ -75,7 +80,7 @@ def factorize(model: PreTrainedModel, size: int) -> PreTrainedModel:
             attn_implementation="eager",
         )
     )  # fmt: skip
-    tables, to_hidden = truncated((pieces, positions, segments), size)
+    tables, to_hidden = truncated((pieces, positions, segments), size, counts)
     for table, rows in zip(embedding_tables(made), tables, strict=False):
         table.weight.copy_(rows)
     projection = cast(nn.Linear, projection_of(made))
@@ -93,17 +98,21 @@ def factorize(model: PreTrainedModel, size: int) -> PreTrainedModel:
     return cast(PreTrainedModel, made.eval())
 
 
-def truncated(tables: tuple[Tensor, ...], size: int) -> tuple[list[Tensor], Tensor]:
+def truncated(
+    tables: tuple[Tensor, ...], size: int, weights: Tensor | None = None
+) -> tuple[list[Tensor], Tensor]:
     """Tables and one map whose products best approximate the given tables.
 
     Args:
         tables: Each [rows, hidden]; all are projected on the principal directions of the first.
         size: Rank.
+        weights: Of the squared errors of the first table's rows, [rows].
 
     Returns:
         The narrow tables, each [rows, size], and the map, [hidden, size].
     """
-    right = cast(Tensor, torch.linalg.svd(tables[0].double(), full_matrices=False)[2])
+    rows = tables[0].double() if weights is None else tables[0].double() * weights.double().sqrt()[:, None]
+    right = cast(Tensor, torch.linalg.svd(rows, full_matrices=False)[2])
     directions = right[:size].T
     return [(table.double() @ directions).float() for table in tables], directions.float()
 

@@ -149,7 +149,11 @@ def _fit_branch(linear: nn.Linear, given: Tensor, reached: Tensor, goal: Tensor)
 def _fit_stream(student: Classifier, teacher: Classifier, basis: Tensor, encoded: Encoded) -> None:
     """Fit what gives the first hidden state: the map from embedding units, and the norms behind it."""
     mine, theirs = stream_of(student.model), stream_of(teacher.model)
-    for small, large in zip(mine.writers, theirs.writers, strict=True):
+    if len(mine.writers) > len(theirs.writers):  # the student's table is factorised, the teacher's is not
+        (goal,) = capture(teacher, encoded, [(theirs.norms[0], "in")])
+        (given,) = capture(student, encoded, [(mine.writers[0], "in")])
+        fit_linear(mine.writers[0], given, goal @ basis)
+    for small, large in zip(mine.writers, theirs.writers, strict=False):
         (goal,) = capture(teacher, encoded, [(large, "out")])
         (given,) = capture(student, encoded, [(small, "in")])
         fit_linear(small, given, goal @ basis)

@@ -80,7 +80,8 @@ class BuildStudent:
         init: `teacher` takes the weights; `random` only the shape, with weights as the family starts.
         width: Hidden units as a `projection` on the principal directions of the teacher's hidden states, or
             by `saliency`: those from which the others follow best.
-        refit: Fit the maps to the teacher's states after the cut. None: where hidden units or heads are cut.
+        refit: Fit the maps to the teacher's states after the cut. None: where hidden units, heads
+            or the table are cut.
         vocabulary_from: The `teacher`'s pieces that the training texts use, or pieces learned from that
             `text`.
         seed: Of random weights.
@@ -193,12 +194,13 @@ class BuildStudent:
         if shape.hidden_size < config.hidden_size:
             project_hidden(model, basis, reader_of(moment, basis))
         student = Classifier(rebuilt(model), source.tokenizer, source.task, source.max_length)
-        wanted = narrow and not family_of(model).shared if self.refit is None else self.refit
+        if self.embedding_size is not None:
+            student.model = factorize(student.model, self.embedding_size, use_of(source, texts))
+        changed = narrow or self.embedding_size is not None
+        wanted = changed and not family_of(source.model).shared if self.refit is None else self.refit
         if takes and wanted:
             refit(student, source, wide, basis, shape.layers, encoded)
-        model = (
-            student.model if self.embedding_size is None else factorize(student.model, self.embedding_size)
-        )
+        model = student.model
         tokenizer = source.tokenizer
         if self.vocabulary is not None and self.vocabulary_from == "text":
             tokenizer = learn(source.tokenizer, texts, self.vocabulary)
@@ -234,6 +236,12 @@ class BuildStudent:
         if self.width == "projection":
             return principal_directions(moment, size)
         return torch.eye(len(moment))[:, salient_units(moment, size)]
+
+
+def use_of(source: Classifier, texts: Sequence[tuple[str, ...]]) -> Tensor:
+    """How often the texts use each piece, and once more: [pieces]."""
+    ids = [index for row in source.encode(texts).ids for index in row]
+    return 1.0 + torch.bincount(torch.tensor(ids), minlength=cast(Any, source.model.config).vocab_size)
 
 
 def calibration(source: Classifier, texts: Sequence[tuple[str, ...]]) -> Encoded:
