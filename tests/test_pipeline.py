@@ -99,6 +99,18 @@ def test_changed_bytes_of_data_or_teacher_rerun_everything(tiny: Tiny, tmp_path:
     assert calls == list("abcde")
 
 
+def test_another_start_reruns_everything(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny, *five())
+    artifact, _ = run(recipe, tmp_path / "cache")
+    assert "start_source" not in artifact.parts
+    calls.clear()
+    started = dataclasses.replace(recipe, start=str(tiny.teacher))
+    artifact, _ = run(started, tmp_path / "cache")
+    assert calls == list("abcde")
+    assert artifact.parts["start_source"] == artifact.parts["teacher_source"]
+    assert artifact.figures["start_name"] == artifact.figures["teacher_name"]
+
+
 def test_a_file_of_another_name_with_the_same_bytes_is_found(tiny: Tiny, tmp_path: Path) -> None:
     data = tmp_path / "other.tsv"
     data.write_bytes(tiny.data.read_bytes())

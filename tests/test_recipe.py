@@ -166,6 +166,7 @@ def test_a_value_out_of_type_or_range_is_told_before_any_work(override: Any, tol
         ({"seed": 1.0}, "seed: 1.0 is not a whole number"),
         ({"seed": -3}, "seed=-3 is out of range"),
         ({"revision": 1.5}, "revision: 1.5 is not a text"),
+        ({"start": 3}, "start: 3 is not a text; name a model as `teacher` does"),
         ({"data": 5}, "data: train=5"),
         ({"data": {"valid": "x.tsv"}}, "data: train is missing"),
         ({"data": {"train": ["a", "b"]}}, "data: train=['a', 'b']"),
@@ -283,7 +284,8 @@ def test_a_written_recipe_reads_back_as_itself(
     changes: dict[str, Any], seed: int, train: str, revision: str | None
 ) -> None:
     overrides = [(*key.split("."), value) for key, value in changes.items()]
-    recipe = resolve({"teacher": "t", "data": train, "seed": seed, "revision": revision}, overrides)
+    values = {"teacher": "t", "data": train, "seed": seed, "revision": revision, "start": revision}
+    recipe = resolve(values, overrides)
     again = resolve(parse(recipe.to_yaml(), "it"))
     assert again == recipe
     assert again.sha256 == recipe.sha256

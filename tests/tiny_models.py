@@ -8,10 +8,13 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer
 from transformers import (
+    AlbertConfig,
     AutoModelForSequenceClassification,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    MegatronBertConfig,
     MPNetConfig,
     PretrainedConfig,
     RobertaConfig,
@@ -23,9 +26,13 @@ from pocketlm.models.load import ATTENTION, Classifier
 from pocketlm.task import Task
 from tests.tiny import ALPHABET, WORDS, sentences, tokenizer, wordpiece
 
-Architecture = Literal["bert", "roberta", "distilbert", "electra", "mpnet"]
+Architecture = Literal[
+    "bert", "roberta", "distilbert", "electra", "mpnet", "albert", "deberta-v2", "megatron-bert"
+]
 ARCHITECTURES: tuple[Architecture, ...] = ("bert", "roberta", "distilbert", "electra", "mpnet")
-# Those whose layers a student can be cut out of.
+# All that a student can be cut out of.
+FAMILIES: tuple[Architecture, ...] = (*ARCHITECTURES, "albert", "deberta-v2", "megatron-bert")
+# Those whose layers have the names of BERT's.
 BERT_LIKE: tuple[Architecture, ...] = ("bert", "roberta", "electra", "mpnet")
 
 SINGLE = Task("classification", pair=False, labels=("rotten", "fresh", "neither"))
@@ -60,6 +67,16 @@ def config_of(architecture: Architecture, vocabulary: int, layers: int, position
         return RobertaConfig(**{**common, "max_position_embeddings": positions + 2}, type_vocab_size=1)
     if architecture == "mpnet":
         return MPNetConfig(**{**common, "max_position_embeddings": positions + 2})
+    if architecture == "albert":
+        return AlbertConfig(**common, embedding_size=WIDTH // 2, inner_group_num=1, hidden_act="gelu")
+    if architecture == "megatron-bert":
+        return MegatronBertConfig(**common)
+    if architecture == "deberta-v2":
+        # As of the real ones: positions only as relative ones, in buckets, under their own norm.
+        return DebertaV2Config(
+            **common, relative_attention=True, position_buckets=4, norm_rel_ebd="layer_norm", pad_token_id=0,
+            share_att_key=True, pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0,
+        )  # fmt: skip
     return DistilBertConfig(
         vocab_size=vocabulary, dim=WIDTH, hidden_dim=NEURONS, n_layers=layers, n_heads=HEADS,
         max_position_embeddings=positions,

@@ -52,6 +52,13 @@ def start(recipe: Recipe, cache_dir: Path, progress: Progress) -> Artifact:
             if source is not None
         },
     }
+    if recipe.start is not None:
+        sources["start_source"] = resolve(recipe.start, "model", cache_dir, progress=progress)
+    start_figures = {
+        f"start_{name}": getattr(sources["start_source"], name)
+        for name in ("name", "licence")
+        if recipe.start is not None
+    }
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     versions = {library: metadata.version(library) for library in LIBRARIES}
     return Artifact(
@@ -61,6 +68,7 @@ def start(recipe: Recipe, cache_dir: Path, progress: Progress) -> Artifact:
             "teacher_name": sources["teacher_source"].name,
             "data_name": sources["train_source"].name,
             "licence": sources["teacher_source"].licence,
+            **start_figures,
         },
     )
 

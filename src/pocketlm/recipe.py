@@ -67,7 +67,7 @@ OPTIONAL = (
     *("teacher_outputs", "tinybert", "distill", "int8"),
 )
 NEEDS_TEACHER_OUTPUTS = ("tinybert", "distill")
-KEYS = ("teacher", "revision", "data", "seed", "stages", "set")
+KEYS = ("teacher", "revision", "start", "data", "seed", "stages", "set")
 STAGE_NAMES: dict[type, str] = {stage: name for name, stage in STAGES.items()}
 
 
@@ -101,6 +101,7 @@ class Recipe:
         data: Where the rows come from.
         seed: Given to every stage that has a field `seed`.
         stages: In order.
+        start: A pre-trained model that the student is cut out of instead of the teacher.
     """
 
     teacher: str
@@ -108,12 +109,14 @@ class Recipe:
     revision: str | None = None
     seed: int = 0
     stages: tuple[Stage, ...] = field(default_factory=tuple)
+    start: str | None = None
 
     def to_yaml(self) -> str:
         """The whole recipe, every field of every stage; a seed only where it is not the recipe's."""
         values = {
             "teacher": self.teacher,
             "revision": self.revision,
+            "start": self.start,
             "data": dataclasses.asdict(self.data),
             "seed": self.seed,
             "stages": [{STAGE_NAMES[type(stage)]: _fields(stage, self.seed)} for stage in self.stages],
@@ -158,11 +161,15 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Re
     revision = merged.get("revision")
     if not isinstance(revision, str | None):
         raise RecipeError(f"revision: {revision!r} is not a text; put it in quotes")
+    start = merged.get("start")
+    if not isinstance(start, str | None):
+        raise RecipeError(f"start: {start!r} is not a text; name a model as `teacher` does, or leave it out")
     given = merged["data"]
     data = cast(Mapping[str, Any], given) if isinstance(given, Mapping) else {"train": given}
     return Recipe(
         teacher=str(merged["teacher"]),
         revision=revision,
+        start=start,
         data=cast(DataSources, _typed(DataSources, data, "data")),
         seed=seed,
         stages=tuple(_stage(name, fields, seed) for name, fields in listed),

@@ -12,18 +12,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from pocketlm.artifact import Artifact
-from pocketlm.errors import RecipeError, TeacherError
+from pocketlm.errors import RecipeError
+from pocketlm.models.cut import chosen_layers, keep_layers, keep_neurons
+from pocketlm.models.families import encoder_layers
 from pocketlm.models.load import Classifier, parameters_of
-from pocketlm.models.student import (
-    BuildStudent,
-    chosen_layers,
-    encoder_layers,
-    keep_layers,
-    keep_neurons,
-    keep_pieces,
-    keep_positions,
-    neuron_saliency,
-)
+from pocketlm.models.pieces import keep_pieces, keep_positions
+from pocketlm.models.saliency import neuron_saliency
+from pocketlm.models.student import BuildStudent
 from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.tokenization.trim import trim
@@ -147,7 +142,7 @@ def test_a_smaller_student_is_the_same_in_memory_on_disk_and_in_transformers(
     shape = artifact.figures["shape"]
     assert shape == {
         "layers": 2, "teacher_layers": [1, 3], "hidden_size": 32, "intermediate_size": 20, "heads": 4,
-        "vocabulary": len(trimmed.teacher_ids),
+        "vocabulary": len(trimmed.teacher_ids), "embedding_size": 32,
     }  # fmt: skip
     assert artifact.figures["parameters"] == parameters_of(model)
     assert artifact.figures["teacher_parameters"] == parameters_of(teacher.model)
@@ -232,7 +227,7 @@ def test_saliency_is_the_mean_over_pieces_without_padding(
     made = classifier(architecture)
     encoded = made.encode(TEXTS)
     together = neuron_saliency(made, encoded)
-    monkeypatch.setattr("pocketlm.models.student.EVALUATION_BATCH", 1)
+    monkeypatch.setattr("pocketlm.models.saliency.EVALUATION_BATCH", 1)
     alone = neuron_saliency(made, encoded)
     # By hand: no padding, no hook.
     sums = [torch.zeros(NEURONS) for _ in range(3)]
@@ -333,14 +328,6 @@ def test_positions_follow_a_padding_piece_that_moves(tmp_path: Path) -> None:
             new = torch.tensor([[new_ids[piece] for piece in ids]])
             assert torch.allclose(model(input_ids=new).logits, wanted, atol=1e-5)
             assert torch.allclose(again(input_ids=new).logits, wanted, atol=1e-5)
-
-
-def test_a_teacher_of_another_family_is_refused() -> None:
-    with pytest.raises(
-        TeacherError,
-        match=r"DistilBertForSequenceClassification is not built of BERT-like layers, .* use a BERT",
-    ):
-        encoder_layers(classifier("distilbert").model)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketlm.errors import TeacherError
 from pocketlm.tokenization.encode import encode, pad_id
 from pocketlm.tokenization.learn import learn
 from tests.tiny import NO_DEADLINE, sentences, texts, tokenizer
@@ -46,19 +45,12 @@ def test_frequent_words_become_pieces_and_the_same_text_the_same_vocabulary() ->
 
 @NO_DEADLINE
 @given(st.lists(texts, min_size=1, max_size=5))
-def test_no_word_of_the_text_is_unknown(corpus) -> None:
+def test_only_what_the_teacher_cannot_spell_is_unknown(corpus) -> None:
     teacher = tokenizer("wordpiece")
     learned = learn(teacher, [(text,) for text in corpus], 10)
     for text in corpus:
-        assert "[UNK]" not in learned.encode(text).tokens or "[UNK]" in text
-        shuffled = text[::-1]
-        if not teacher.normalizer or len(teacher.normalizer.normalize_str(shuffled)) == len(
-            teacher.normalizer.normalize_str(text)
-        ):
-            encoding = learned.encode(shuffled)
-            spelled = "".join(teacher.normalizer.normalize_str(text).split())
-            if set(teacher.normalizer.normalize_str(shuffled)) <= {*spelled, " "}:
-                assert "[UNK]" not in encoding.tokens or "[UNK]" in shuffled
+        unknown = [tokens.encode(text).tokens.count("[UNK]") for tokens in (learned, teacher)]
+        assert unknown[0] == unknown[1]
 
 
 @NO_DEADLINE
@@ -76,8 +68,3 @@ def test_words_are_split_where_the_teacher_splits_them(text: str) -> None:
     (ours, words), (theirs, their_words) = starts(learned), starts(teacher)
     assert [start for start, _ in ours] == [start for start, _ in theirs]
     assert len(set(words)) == len(set(their_words))
-
-
-def test_other_kinds_of_tokenizers_are_refused() -> None:
-    with pytest.raises(TeacherError, match=r"of type BPE.*trim the teacher's own instead"):
-        learn(tokenizer("byte-bpe"), CORPUS, 200)

@@ -33,6 +33,7 @@ from pocketlm.data.examples import load_pool, load_split
 from pocketlm.distill.augment import padded_targets
 from pocketlm.distill.projections import Direction, Projections
 from pocketlm.errors import RecipeError
+from pocketlm.models.families import encoder_layers
 from pocketlm.models.load import ATTENTION, EVALUATION_BATCH, Classifier, parameters_of, quiet_transformers
 from pocketlm.models.masked_lm import (
     IGNORED,
@@ -43,7 +44,7 @@ from pocketlm.models.masked_lm import (
     masked_lm_loss,
     start_head,
 )
-from pocketlm.models.student import encoder_layers, keep_positions
+from pocketlm.models.pieces import keep_positions
 from pocketlm.stage import Context
 from pocketlm.tokenization.encode import pad_id
 from pocketlm.tokenization.learn import learn

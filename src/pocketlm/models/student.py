@@ -1,245 +1,259 @@
-"""Build a student from the teacher's own weights: fewer layers, fewer neurons, a small vocabulary.
+"""Build a student of any shape, from the teacher's own weights or from another pre-trained model's.
 
 A student that starts from chosen layers of its teacher has most of what general distillation would
 have to teach it (Sanh et al. 2019, DistilBERT, https://arxiv.org/abs/1910.01108, section 3), and on
 two cores there is no time for general distillation.
 
-Deviations: FFN neurons are chosen too. The saliency of a neuron is its mean |activation| on training
-texts times the norm of its outgoing weights: what it adds to the residual stream on average.
+Deviations: all else is chosen too. Layers are spread evenly; FFN neurons, heads and the units of the head's
+pool by saliency (`pocketlm.models.saliency`); hidden units by what the others follow from best, or as
+the principal directions of the hidden states; a head's size by the best approximation of lower rank of its
+scores and its output (`pocketlm.models.cut`). Then every map is fitted, in order, to the teacher's own next
+state (`pocketlm.models.refit`). Pieces of a new vocabulary start as the mean of the pieces they are made of
+(`pocketlm.models.pieces`), a factorised table as its best approximation (`pocketlm.models.factorize`).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
-from pocketlm.errors import RecipeError, TeacherError
-from pocketlm.models.load import EVALUATION_BATCH, Classifier, parameters_of, set_dropout
+from pocketlm.errors import RecipeError
+from pocketlm.models.cut import (
+    chosen_heads,
+    chosen_layers,
+    keep_heads,
+    keep_layers,
+    keep_neurons,
+    keep_pool,
+    most_salient,
+    project_hidden,
+    reader_of,
+    rebuilt,
+    resize_heads,
+)
+from pocketlm.models.factorize import factorize
+from pocketlm.models.families import family_of, layers_of
+from pocketlm.models.load import Classifier, parameters_of, set_dropout, with_new_head
+from pocketlm.models.pieces import embed_pieces, keep_pieces, keep_positions, set_pieces
+from pocketlm.models.refit import fit_head, refit
+from pocketlm.models.saliency import Survey, flat_survey, principal_directions, salient_units, survey
 from pocketlm.stage import Context
 from pocketlm.tokenization.encode import Encoded
+from pocketlm.tokenization.learn import learn
 from pocketlm.tokenization.trim import trim
 
 CALIBRATION_EXAMPLES = 512
+CALIBRATION_PIECES = 8192
+HEAD_EXAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The layers and the width of a student, all given."""
+
+    layers: tuple[int, ...]
+    hidden_size: int
+    heads: int
 
 
 @dataclass(frozen=True)
 class BuildStudent:
-    """Cut a student out of the teacher.
+    """Cut a student out of the teacher, or out of the recipe's `start`.
 
     Args:
-        layers: Teacher layers to keep, ascending from 0; or how many, spread evenly with the last kept.
+        layers: Layers to keep, ascending from 0; or how many, spread evenly with the last kept.
+        hidden_size: Hidden units to keep; None keeps all.
         intermediate_size: FFN neurons to keep in every layer; None keeps all.
-        vocabulary: Pieces to keep; None keeps all.
+        heads: Attention heads to keep in every layer, a divisor of the hidden size; None keeps all.
+        vocabulary: Pieces to keep or to learn; None keeps all.
+        embedding_size: Width of the table of pieces, behind which a linear map gives hidden units; None
+            leaves the table as it is.
+        init: `teacher` takes the weights; `random` only the shape, with weights as the family starts.
+        width: Hidden units as a `projection` on the principal directions of the teacher's hidden states, or
+            by `saliency`: those from which the others follow best.
+        refit: Fit the maps to the teacher's states after the cut. None: where hidden units, heads
+            or the table are cut.
+        vocabulary_from: The `teacher`'s pieces that the training texts use, or pieces learned from that
+            `text`.
+        seed: Of random weights.
     """
 
     layers: int | tuple[int, ...] = 3
+    hidden_size: int | None = None
     intermediate_size: int | None = None
+    heads: int | None = None
     vocabulary: int | None = 8000
+    embedding_size: int | None = None
+    init: Literal["teacher", "random"] = "teacher"
+    width: Literal["saliency", "projection"] = "projection"
+    refit: bool | None = None
+    vocabulary_from: Literal["teacher", "text"] = "teacher"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.vocabulary_from == "text" and self.vocabulary is None:
+            raise RecipeError("vocabulary_from=text needs a size; set vocabulary to a number such as 5000")
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Adds the parts `student` and `untrained_student` and the figures of its shape and parameters.
 
         Raises:
-            RecipeError: the teacher has fewer layers or neurons than asked for.
+            RecipeError: the teacher has fewer layers, neurons, heads or hidden units than asked for.
             TeacherError: the teacher is not of the BERT family.
         """
         task, max_length = artifact.task, artifact.figures["max_length"]
         teacher = Classifier.load(artifact.parts["teacher"], task, max_length)
         texts = load_split(artifact.parts["data"], "train").texts
-        encoder = encoder_layers(teacher.model)
-        layers = chosen_layers(self.layers, len(encoder))
-        model = copy.deepcopy(teacher.model)
-        if self.intermediate_size is not None:
-            saliency = neuron_saliency(teacher, teacher.encode(texts[:CALIBRATION_EXAMPLES]))
-            keep_neurons(model, saliency, self.intermediate_size)
-        keep_layers(model, layers)
-        tokenizer = teacher.tokenizer
-        if self.vocabulary is not None:
-            trimmed = trim(tokenizer, texts, self.vocabulary)
-            tokenizer = trimmed.tokenizer
-            keep_pieces(model, trimmed.teacher_ids)
-        keep_positions(model, max_length)
-        # A student has no capacity to spare, and its targets are soft.
-        set_dropout(model.config, 0.0)
-        student = Classifier(model, tokenizer, task, max_length)
+        torch.manual_seed(self.seed)
+        source = teacher
+        if "start_source" in artifact.parts:
+            source = with_new_head(artifact.parts["start_source"], task, max_length)
+        shape = self.shape_of(source.model)
+        student = self.cut(source, shape, texts)
+        if source is not teacher and self.init == "teacher":
+            few = texts[:HEAD_EXAMPLES]
+            fit_head(student, few, teacher.logits(teacher.encode(few)))
         folder = context.folder / "student"
         student.save(folder)
-        config = model.config
-        shape = {
-            "layers": len(layers),
-            "teacher_layers": list(layers),
+        config = cast(Any, student.model.config)
+        figures = {
+            "layers": len(shape.layers),
+            "teacher_layers": list(shape.layers),
             "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
+            "intermediate_size": layers_of(student.model)[0].rising.out_features,
             "heads": config.num_attention_heads,
             "vocabulary": config.vocab_size,
+            "embedding_size": student.model.get_input_embeddings().embedding_dim,
         }
+        if source is not teacher:
+            depth = cast(Any, teacher.model.config).num_hidden_layers
+            figures["teacher_layers"] = even_layers(len(shape.layers), depth)
         return (
             artifact.with_part("student", folder)
             .with_part("untrained_student", folder)
             .with_figures(
-                shape=shape, parameters=parameters_of(model), teacher_parameters=parameters_of(teacher.model)
+                shape=figures,
+                parameters=parameters_of(student.model),
+                teacher_parameters=parameters_of(teacher.model),
             )
         )
 
+    def shape_of(self, model: PreTrainedModel) -> Shape:
+        """The sizes asked for, checked against a model's.
 
-def chosen_layers(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Teacher layers that a student keeps: 3 of 6 is (1, 3, 5).
-
-    Raises:
-        RecipeError: not strictly ascending within 0 … depth - 1.
-    """
-    if isinstance(layers, int):
-        if not 1 <= layers <= depth:
+        Raises:
+            RecipeError: out of range, or heads that do not divide the hidden size.
+        """
+        family, config = family_of(model), cast(Any, model.config)
+        layers = chosen_layers(self.layers, config.num_hidden_layers)
+        hidden = config.hidden_size if self.hidden_size is None else self.hidden_size
+        if not 1 <= hidden <= config.hidden_size:
             raise RecipeError(
-                f"layers={layers} is out of range; the teacher has {depth}, so allowed: 1 to {depth}"
+                f"hidden_size={hidden} is out of range; the teacher has {config.hidden_size} hidden units, "
+                f"so allowed: 1 to {config.hidden_size}"
             )
-        return tuple((index + 1) * depth // layers - 1 for index in range(layers))
-    chosen = tuple(layers)
-    if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= depth:
-        raise RecipeError(
-            f"layers={list(chosen)} is not a strictly ascending list of the teacher's layers 0 to {depth - 1}"
-        )
-    return chosen
+        heads = config.num_attention_heads if self.heads is None else self.heads
+        if heads < 1 or hidden % heads:
+            divisors = [count for count in range(1, config.num_attention_heads + 1) if hidden % count == 0]
+            raise RecipeError(
+                f"heads={heads} does not divide hidden_size={hidden}; "
+                f"set heads to one of {', '.join(map(str, divisors))}"
+            )
+        if self.refit and family.shared:
+            raise RecipeError(
+                f"refit=True, but the layers of {type(model).__name__} share their weights, which no fit of "
+                "single layers leaves intact; set refit: null"
+            )
+        return Shape(layers, hidden, heads)
+
+    def cut(self, source: Classifier, shape: Shape, texts: Sequence[tuple[str, ...]]) -> Classifier:
+        """The student of that shape, in evaluation mode and without dropout."""
+        config = cast(Any, source.model.config)
+        takes = self.init == "teacher"
+        narrow = shape.hidden_size < config.hidden_size or shape.heads < config.num_attention_heads
+        encoded = calibration(source, texts)
+        surveyed = takes and (narrow or self.intermediate_size is not None)
+        seen = survey(source, encoded) if surveyed else flat_survey(source)
+        wide = copy.deepcopy(source.model)
+        # A student has no capacity to spare, and its targets are soft.
+        set_dropout(wide.config, 0.0)
+        self.narrow(wide, shape, seen)
+        moment = torch.stack(
+            [seen.hidden[index] for index in (shape.layers if len(seen.hidden) > 1 else (0,))]
+        ).sum(dim=0)
+        basis, model = self.basis(moment, shape.hidden_size), copy.deepcopy(wide)
+        if shape.hidden_size < config.hidden_size:
+            project_hidden(model, basis, reader_of(moment, basis))
+        student = Classifier(rebuilt(model), source.tokenizer, source.task, source.max_length)
+        if self.embedding_size is not None:
+            student.model = factorize(student.model, self.embedding_size, use_of(source, texts))
+        changed = narrow or self.embedding_size is not None
+        wanted = changed and not family_of(source.model).shared if self.refit is None else self.refit
+        if takes and wanted:
+            refit(student, source, wide, basis, shape.layers, encoded)
+        model = student.model
+        tokenizer = source.tokenizer
+        if self.vocabulary is not None and self.vocabulary_from == "text":
+            tokenizer = learn(source.tokenizer, texts, self.vocabulary)
+            pieces, known = source.tokenizer.get_vocab(), tokenizer.get_vocab()
+            shared = {index: known[piece] for piece, index in pieces.items() if piece in known}
+            set_pieces(model, embed_pieces(model, source.tokenizer, tokenizer), shared)
+        elif self.vocabulary is not None:
+            trimmed = trim(source.tokenizer, texts, self.vocabulary)
+            tokenizer = trimmed.tokenizer
+            keep_pieces(model, trimmed.teacher_ids)
+        keep_positions(model, source.max_length)
+        made = rebuilt(model, fresh=not takes)
+        return Classifier(made, tokenizer, source.task, source.max_length)
+
+    def narrow(self, model: PreTrainedModel, shape: Shape, seen: Survey) -> None:
+        """Cut layers, neurons, heads and the pool's units, in place; not yet the hidden units."""
+        own = (0,) if family_of(model).shared else shape.layers
+        keep_layers(model, shape.layers)
+        if self.intermediate_size is not None:
+            keep_neurons(model, [seen.neurons[index] for index in own], self.intermediate_size)
+        kept = chosen_heads(model, [seen.heads[index] for index in own], shape.heads)
+        if shape.heads < len(seen.heads[0]):
+            keep_heads(model, kept)
+        moments = [(seen.queries[index], seen.keys[index], seen.values[index]) for index in own]
+        resize_heads(model, moments, kept, shape.hidden_size // shape.heads)
+        if seen.pool is not None and shape.hidden_size < len(seen.pool):
+            keep_pool(model, most_salient(seen.pool, shape.hidden_size))
+
+    def basis(self, moment: Tensor, size: int) -> Tensor:
+        """The student's hidden units as directions of the teacher's: [hidden, size]."""
+        if size == len(moment):
+            return torch.eye(size)
+        if self.width == "projection":
+            return principal_directions(moment, size)
+        return torch.eye(len(moment))[:, salient_units(moment, size)]
 
 
-def encoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The stack of transformer layers.
+def use_of(source: Classifier, texts: Sequence[tuple[str, ...]]) -> Tensor:
+    """How often the texts use each piece, and once more: [pieces]."""
+    ids = [index for row in source.encode(texts).ids for index in row]
+    return 1.0 + torch.bincount(torch.tensor(ids), minlength=cast(Any, source.model.config).vocab_size)
 
-    Raises:
-        TeacherError: the model is not of the BERT family.
+
+def calibration(source: Classifier, texts: Sequence[tuple[str, ...]]) -> Encoded:
+    """The first training texts, as many as calibration can afford."""
+    few = texts[:CALIBRATION_EXAMPLES]
+    pieces = np.cumsum(source.encode(few).lengths)
+    return source.encode(few[: max(1, int(np.searchsorted(pieces, CALIBRATION_PIECES, side="right")))])
+
+
+def even_layers(count: int, depth: int) -> list[int]:
+    """The teacher's layer that each of `count` layers of another model is compared with.
+
+    The state behind layer i, that is i + 1, belongs to the teacher's state round((i + 1) · depth / count).
     """
-    base = cast(Any, model).base_model
-    encoder = getattr(base, "encoder", None) or getattr(base, "transformer", None)
-    layers = getattr(encoder, "layer", None)
-    if not isinstance(layers, nn.ModuleList) or not hasattr(layers[0], "intermediate"):
-        raise TeacherError(
-            f"{type(model).__name__} is not built of BERT-like layers, so no student can be cut out of it "
-            "yet; use a BERT, RoBERTa, ELECTRA, MPNet or MegatronBERT teacher"
-        )
-    return layers
-
-
-def _ffn(layer: nn.Module) -> tuple[nn.Linear, nn.Linear]:
-    """The linear maps into and out of a layer's FFN neurons."""
-    maps = layer.get_submodule("intermediate.dense"), layer.get_submodule("output.dense")
-    return cast(tuple[nn.Linear, nn.Linear], maps)
-
-
-def keep_layers(model: nn.Module, layers: Sequence[int]) -> None:
-    """Keep only the named layers, in place."""
-    stack = encoder_layers(model)
-    kept = [stack[index] for index in layers]
-    del stack[:]
-    stack.extend(kept)
-    cast(Any, model).config.num_hidden_layers = len(kept)
-
-
-@torch.no_grad()
-def neuron_saliency(teacher: Classifier, encoded: Encoded) -> list[Tensor]:
-    """Mean |activation| · ‖outgoing weights‖ of every FFN neuron: one [intermediate] a layer.
-
-    Padding is left out of the mean.
-    """
-    layers = encoder_layers(teacher.model)
-    outgoing = [_ffn(layer)[1] for layer in layers]
-    sums = [torch.zeros(falling.in_features) for falling in outgoing]
-    mask = torch.zeros(0)
-
-    def collect(index: int) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, arguments: Any, activation: Tensor) -> None:
-            del module, arguments
-            sums[index] += (activation.abs() * mask[..., None]).sum(dim=(0, 1))
-
-        return hook
-
-    hooks = [
-        layer.get_submodule("intermediate").register_forward_hook(collect(index))
-        for index, layer in enumerate(layers)
-    ]
-    teacher.model.eval()
-    for start in range(0, len(encoded), EVALUATION_BATCH):
-        inputs = teacher.inputs(encoded, range(start, min(start + EVALUATION_BATCH, len(encoded))))
-        mask = inputs["attention_mask"].float()
-        teacher.model(**inputs)
-    for hook in hooks:
-        hook.remove()
-    tokens = sum(encoded.lengths)
-    return [
-        total / tokens * falling.weight.norm(dim=0) for total, falling in zip(sums, outgoing, strict=True)
-    ]
-
-
-@torch.no_grad()
-def keep_neurons(model: nn.Module, saliency: Sequence[Tensor], size: int) -> None:
-    """Keep the `size` most salient FFN neurons of every layer, in place.
-
-    Raises:
-        RecipeError: the layers have fewer neurons.
-    """
-    layers = encoder_layers(model)
-    available = _ffn(layers[0])[1].in_features
-    if not 1 <= size <= available:
-        raise RecipeError(
-            f"intermediate_size={size} is out of range; the teacher has {available} neurons, "
-            f"so allowed: 1 to {available}"
-        )
-    for layer, scores in zip(layers, saliency, strict=True):
-        kept = scores.topk(size).indices.sort().values
-        rising, falling = _ffn(layer)
-        rising.weight = nn.Parameter(rising.weight[kept].clone())
-        rising.bias = nn.Parameter(rising.bias[kept].clone())
-        falling.weight = nn.Parameter(falling.weight[:, kept].clone())
-        rising.out_features = falling.in_features = size
-    cast(Any, model).config.intermediate_size = size
-
-
-@torch.no_grad()
-def keep_pieces(model: nn.Module, teacher_ids: Sequence[int]) -> None:
-    """Keep the embedding rows of the teacher's pieces `teacher_ids`, ascending, in place."""
-    network = cast(Any, model)
-    embedding, config = network.get_input_embeddings(), network.config
-    new_ids = {old: new for new, old in enumerate(teacher_ids)}
-    smaller = nn.Embedding(len(new_ids), embedding.embedding_dim, new_ids.get(embedding.padding_idx))
-    smaller.weight = nn.Parameter(embedding.weight[torch.tensor(teacher_ids)].clone())
-    network.set_input_embeddings(smaller)
-    config.vocab_size = len(new_ids)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
-        if isinstance(getattr(config, name, None), int):
-            setattr(config, name, new_ids.get(getattr(config, name)))
-    # The RoBERTa family counts positions from behind the id of its padding piece, which may have moved.
-    embeddings, padding = network.base_model.embeddings, smaller.padding_idx
-    before = getattr(embeddings, "padding_idx", None)
-    if before is not None and padding is not None and before != padding:
-        embeddings.padding_idx = padding
-        rows = embeddings.position_embeddings.num_embeddings
-        _take_positions(model, before - padding, rows, padding)
-
-
-@torch.no_grad()
-def keep_positions(model: nn.Module, max_length: int) -> None:
-    """Keep the position embeddings that inputs of `max_length` pieces use, in place."""
-    table = getattr(cast(Any, model).base_model.embeddings, "position_embeddings", None)
-    if not isinstance(table, nn.Embedding):
-        return
-    first = 0 if table.padding_idx is None else table.padding_idx + 1
-    _take_positions(model, 0, min(first + max_length, table.num_embeddings), table.padding_idx)
-
-
-def _take_positions(model: nn.Module, start: int, stop: int, padding: int | None) -> None:
-    """Make rows `start` to `stop` of the position embeddings the whole table, in place."""
-    embeddings, size = cast(Any, model).base_model.embeddings, stop - start
-    table = embeddings.position_embeddings
-    smaller = nn.Embedding(size, table.embedding_dim, padding)
-    smaller.weight = nn.Parameter(table.weight[start:stop].clone())
-    embeddings.position_embeddings = smaller
-    for name in ("position_ids", "token_type_ids"):
-        if isinstance(getattr(embeddings, name, None), Tensor):
-            setattr(embeddings, name, getattr(embeddings, name)[:, :size])
-    cast(Any, model).config.max_position_embeddings = size
+    return [max(round((index + 1) * depth / count) - 1, 0) for index in range(count)]

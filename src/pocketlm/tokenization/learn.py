@@ -1,11 +1,11 @@
-"""Learn a small WordPiece vocabulary on the user's text.
+"""Learn a small vocabulary from a text, in the form of a teacher's tokenizer.
 
-Zhao et al. 2019 (https://arxiv.org/abs/1909.11687), section 3.1: the student's vocabulary of 4,928 pieces is
-learned by the same WordPiece algorithm as the teacher's, and shares most but not all of its pieces.
+As a teacher's own vocabulary was learned: WordPiece and BPE by merging the most frequent pairs (Sennrich et
+al. 2016, https://arxiv.org/abs/1508.07909), Unigram by likelihood (Kudo 2018,
+https://arxiv.org/abs/1804.10959).
 
-Deviations: it is learned on the user's own text, by the trainer of the `tokenizers` library, which merges
-by frequency; the text is normalised and split into words as the teacher's WordPiece does it, and the
-special tokens and what is put around a text are the teacher's.
+Deviations: every single character that is a piece of the teacher's stays one, in all its forms, so the new
+tokenizer spells every word that the teacher's spells.
 """
 
 from __future__ import annotations
@@ -14,83 +14,77 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer, models, trainers
+from tokenizers import Tokenizer, trainers
 
 from pocketlm.errors import TeacherError
-
-LONGEST_WORD = 100
+from pocketlm.tokenization.trim import trim
 
 
 def learn(tokenizer: Tokenizer, texts: Iterable[Sequence[str]], size: int) -> Tokenizer:
-    """A WordPiece tokenizer for `texts`, with the teacher's way of reading text.
-
-    Every character of the texts, and the teacher's of ASCII, is kept, at the start of a word and inside
-    one, even where that takes more than `size` pieces; where the texts have fewer different pieces, it is
-    smaller.
+    """A tokenizer that cuts texts into other pieces, all else as the teacher's.
 
     Args:
-        tokenizer: The teacher's, of type WordPiece.
+        tokenizer: The teacher's: its normalization, its cutting into words and its special tokens are kept.
         texts: Training texts, one or two strings an example.
-        size: Wanted number of pieces, special tokens included.
+        size: Wanted number of pieces; where spelling alone needs more, it is larger.
 
     Raises:
-        TeacherError: the teacher's tokenizer is not WordPiece.
+        TeacherError: the tokenizer is not WordPiece, BPE or Unigram.
     """
-    spec: dict[str, Any] = json.loads(tokenizer.to_str())
-    if spec["model"]["type"] != "WordPiece":
-        raise TeacherError(
-            f"the teacher's tokenizer is of type {spec['model']['type']}; a vocabulary can be learned in the "
-            "manner of WordPiece only; trim the teacher's own instead (vocabulary in the student stage)"
-        )
-    prefix = spec["model"]["continuing_subword_prefix"]
-    special = [token["content"] for token in sorted(spec["added_tokens"], key=lambda token: token["id"])]
-    unknown = spec["model"]["unk_token"]
-    special += [unknown] if unknown not in special else []
-    flat = [text for example in texts for text in example]
-    trained = Tokenizer(models.WordPiece({}, unk_token=unknown))
-    trained.normalizer, trained.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
-    forms = [form for character in _characters(tokenizer, flat) for form in (character, prefix + character)]
-    needed = list(dict.fromkeys([*special, *forms]))
-    # Characters are handed over as special tokens: left to itself the trainer numbers their forms in the
-    # order of a hash table, another one in every run, and breaks ties by those numbers. And it leaves out
-    # the forms that it never met, which another word may still need.
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=max(size, len(needed)),
-        special_tokens=needed,
-        show_progress=False,
-        continuing_subword_prefix=prefix,
-    )
-    trained.train_from_iterator(flat, trainer)
-    learned = trained.get_vocab()
-    pieces = list(dict.fromkeys([*needed, *sorted(learned, key=lambda piece: learned[piece])]))
-    ids = {piece: index for index, piece in enumerate(pieces)}
-    spec["model"]["vocab"] = ids
-    spec["model"]["max_input_chars_per_word"] = LONGEST_WORD
-    spec["truncation"] = spec["padding"] = None
-    for token in spec["added_tokens"]:
-        token["id"] = ids[token["content"]]
-    _renumber(spec.get("post_processor"), ids)
+    # With no text to count, what is left are the special tokens and the pieces that spelling needs.
+    spec = json.loads(trim(tokenizer, [], 0).tokenizer.to_str())
+    model, special = spec["model"], [token["content"] for token in spec["added_tokens"]]
+    known = {**_vocabulary(model), **{token["content"]: token["id"] for token in spec["added_tokens"]}}
+    room = max(0, size - len(known))
+    trained = Tokenizer.from_str(json.dumps(spec))
+    flat = (text for example in texts for text in example)
+    trained.train_from_iterator(flat, _trainer(model, sorted(known), special, size))
+    found = json.loads(trained.to_str())["model"]
+    # Most useful first: merges in their order, pieces of Unigram by likelihood.
+    learned = [piece for piece in _vocabulary(found) if piece not in known][:room]
+    if model["type"] == "Unigram":
+        if len(known) != len(model["vocab"]):
+            raise TeacherError(
+                "the teacher's tokenizer has special tokens behind its Unigram vocabulary, so no pieces can "
+                "be added; set vocabulary_from: teacher"
+            )
+        scores = dict(found["vocab"])
+        model["vocab"] += [[piece, scores[piece]] for piece in learned]
+    else:
+        model["vocab"] |= {piece: len(known) + index for index, piece in enumerate(learned)}
+    if model["type"] == "BPE":
+        prefix, pieces = model.get("continuing_subword_prefix") or "", set(model["vocab"])
+        merges = [
+            pair for pair in found["merges"] if {*pair, pair[0] + pair[1].removeprefix(prefix)} <= pieces
+        ]
+        model["merges"] += [pair for pair in merges if pair not in model["merges"]]
     return Tokenizer.from_str(json.dumps(spec))
 
 
-def _characters(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
-    """The characters of the texts after the teacher's normalizer, and the teacher's of ASCII; sorted."""
-    # A digit or letter that these texts happen to lack will come with the next ones.
-    found = {piece for piece in tokenizer.get_vocab() if len(piece) == 1 and piece.isascii()}
-    for text in texts:
-        normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
-        found.update(normal)
-    return sorted(character for character in found if not character.isspace())
+def _vocabulary(model: dict[str, Any]) -> dict[str, int]:
+    """Piece to id, by id."""
+    if model["type"] == "Unigram":
+        return {piece: index for index, (piece, _) in enumerate(model["vocab"])}
+    return dict(sorted(model["vocab"].items(), key=lambda entry: entry[1]))
 
 
-def _renumber(processor: dict[str, Any] | None, ids: dict[str, int]) -> None:
-    """Rewrite the special tokens of a post-processor in place."""
-    if processor is None:
-        return
-    for inner in processor.get("processors", ()):
-        _renumber(inner, ids)
-    for token in processor.get("special_tokens", {}).values():
-        token["ids"] = [ids[piece] for piece in token["tokens"]]
-    for name in ("sep", "cls"):
-        if name in processor:
-            processor[name] = [processor[name][0], ids[processor[name][0]]]
+def _trainer(model: dict[str, Any], known: Sequence[str], special: list[str], size: int) -> Any:
+    prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
+    bare = {piece.removeprefix(prefix or "").removesuffix(suffix or "") for piece in known}
+    options: dict[str, Any] = {
+        "vocab_size": size,
+        "special_tokens": special,
+        "initial_alphabet": sorted(piece for piece in bare if len(piece) == 1),
+        "show_progress": False,
+    }
+    if model["type"] == "Unigram":
+        unknown = None if model.get("unk_id") is None else model["vocab"][model["unk_id"]][0]
+        return trainers.UnigramTrainer(**options, unk_token=unknown)
+    if prefix:
+        options["continuing_subword_prefix"] = prefix
+        # Left to itself the trainer numbers the forms inside of a word in the order of a hash table, another
+        # one in every run, and breaks ties by those numbers.
+        options["special_tokens"] = [*special, *(piece for piece in known if piece not in special)]
+    if suffix:
+        options["end_of_word_suffix"] = suffix
+    return (trainers.WordPieceTrainer if model["type"] == "WordPiece" else trainers.BpeTrainer)(**options)
