@@ -14,7 +14,7 @@ from tokenizers.processors import Sequence as ProcessorSequence
 from tokenizers.processors import TemplateProcessing
 
 from pocketlm.errors import TeacherError
-from pocketlm.tokenization.trim import Trimmed, count_pieces, trim
+from pocketlm.tokenization.trim import Trimmed, count_pieces, script_of, trim
 from tests.tiny import KINDS, NO_DEADLINE, WORDS, sentences, texts, tokenizer, wordpiece
 
 UNKNOWN = ("[UNK]", "<unk>")
@@ -293,3 +293,38 @@ def test_a_real_teacher() -> None:
         assert unknown_characters(trimmed.tokenizer, text) <= unknown_characters(teacher, text)
     for text in texts[2:]:
         assert in_teachers_ids(trimmed, trimmed.tokenizer.encode(text).ids) == teacher.encode(text).ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_letters_of_unused_scripts_make_room_for_pieces(kind: str) -> None:
+    plain = [(text,) for (text,) in TRAINING if text.isascii()]
+    whole, used = (trim(tokenizer(kind), plain, 150, scripts) for scripts in ("all", "used"))
+    scripts = {script_of(c) for piece in pieces_of(used) for c in (piece or "").strip("#")}
+    assert scripts <= {None}
+    assert len(used.teacher_ids) <= max(150, len(whole.teacher_ids))
+    for (text,) in plain:
+        assert unknown_characters(used.tokenizer, text) == unknown_characters(whole.tokenizer, text)
+
+
+def test_a_script_that_the_texts_use_keeps_its_letters() -> None:
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [*specials, "日", "##日", "本", "##本", "д", "##д", "a", "##a"]
+    teacher = wordpiece(vocabulary={piece: index for index, piece in enumerate(pieces)})
+    kept = trim(teacher, [("日 a",)], 0, "used").tokenizer.get_vocab()
+    assert {"日", "##日", "本", "##本", "a", "##a"} <= kept.keys()
+    assert not {"д", "##д"} & kept.keys()
+
+
+@pytest.mark.parametrize(
+    ("characters", "script"),
+    [
+        ("aéǆµĠ7😀▁\u0301", None),
+        ("日", "CJK"),
+        ("д", "CYRILLIC"),
+        ("カ", "KATAKANA"),
+        ("한", "HANGUL"),
+        ("ά", "GREEK"),
+    ],
+)
+def test_the_script_of_a_character(characters: str, script: str | None) -> None:
+    assert {script_of(character) for character in characters} == {script}

@@ -49,7 +49,7 @@ from pocketlm.models.saliency import Survey, flat_survey, principal_directions, 
 from pocketlm.stage import Context
 from pocketlm.tokenization.encode import Encoded
 from pocketlm.tokenization.learn import learn
-from pocketlm.tokenization.trim import trim
+from pocketlm.tokenization.trim import Scripts, trim
 
 CALIBRATION_EXAMPLES = 512
 CALIBRATION_PIECES = 8192
@@ -75,6 +75,7 @@ class BuildStudent:
         intermediate_size: FFN neurons to keep in every layer; None keeps all.
         heads: Attention heads to keep in every layer, a divisor of the hidden size; None keeps all.
         vocabulary: Pieces to keep or to learn; None keeps all.
+        scripts: `used` drops the letters of scripts that the training texts never use, `all` keeps them.
         embedding_size: Width of the table of pieces, behind which a linear map gives hidden units; None
             leaves the table as it is.
         init: `teacher` takes the weights; `random` only the shape, with weights as the family starts.
@@ -92,6 +93,7 @@ class BuildStudent:
     intermediate_size: int | None = None
     heads: int | None = None
     vocabulary: int | None = 8000
+    scripts: Scripts = "used"
     embedding_size: int | None = None
     init: Literal["teacher", "random"] = "teacher"
     width: Literal["saliency", "projection"] = "projection"
@@ -208,7 +210,7 @@ class BuildStudent:
             shared = {index: known[piece] for piece, index in pieces.items() if piece in known}
             set_pieces(model, embed_pieces(model, source.tokenizer, tokenizer), shared)
         elif self.vocabulary is not None:
-            trimmed = trim(source.tokenizer, texts, self.vocabulary)
+            trimmed = trim(source.tokenizer, texts, self.vocabulary, self.scripts)
             tokenizer = trimmed.tokenizer
             keep_pieces(model, trimmed.teacher_ids)
         keep_positions(model, source.max_length)

@@ -10,20 +10,25 @@ Deviations: a kept vocabulary is closed under spelling. Every single character o
 vocabulary is kept, in all its forms (at the start of a word, inside one, at its end), and BPE keeps
 the pieces that the merges of a kept piece pass through. So no word that the teacher could spell
 becomes unknown, as long as its characters are pieces themselves, as in a vocabulary made by training.
+Letters of scripts that the texts never use may be left out: two thirds of the single characters of an
+English vocabulary are letters that no English text has.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
 from pocketlm.errors import TeacherError
+
+Scripts = Literal["all", "used"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,12 @@ class Trimmed:
     teacher_ids: list[int]
 
 
-def trim(tokenizer: Tokenizer, texts: Iterable[Sequence[str]], size: int) -> Trimmed:
+def trim(
+    tokenizer: Tokenizer,
+    texts: Iterable[Sequence[str]],
+    size: int,
+    scripts: Scripts = "all",
+) -> Trimmed:
     """Keep the `size` pieces that matter most for `texts`.
 
     Special tokens and the pieces that spelling needs are kept first; the rest of the room goes to
@@ -50,16 +60,23 @@ def trim(tokenizer: Tokenizer, texts: Iterable[Sequence[str]], size: int) -> Tri
         tokenizer: The teacher's tokenizer.
         texts: Training texts, one or two strings an example.
         size: Wanted number of pieces.
+        scripts: `used` leaves out the letters of scripts that `texts` never use; a word in another script
+            becomes unknown. Latin letters, digits and signs are always kept.
 
     Raises:
         TeacherError: the tokenizer is not WordPiece, BPE or Unigram.
     """
+    texts = list(texts)
     spec = json.loads(tokenizer.to_str())
     pieces = _pieces(spec["model"])
     ids = {**pieces, **{token["content"]: token["id"] for token in spec["added_tokens"]}}
     by_id = {index: piece for piece, index in ids.items()}
     merged_from = _merged_from(spec["model"])
-    kept = {token["content"] for token in spec["added_tokens"]} | _spelling(spec["model"], pieces)
+    needed = _spelling(spec["model"], pieces)
+    if scripts == "used":
+        used = {script_of(character) for example in texts for text in example for character in text}
+        needed = {piece for piece in needed if _scripts_of(piece, spec["model"]) <= used | {None}}
+    kept = {token["content"] for token in spec["added_tokens"]} | needed
     counts = count_pieces(tokenizer, texts)
     for index in sorted(counts, key=lambda index: (-counts[index], index)):
         if len(kept) >= size:
@@ -70,6 +87,16 @@ def trim(tokenizer: Tokenizer, texts: Iterable[Sequence[str]], size: int) -> Tri
     ordered = sorted(kept, key=lambda piece: ids[piece])
     _renumber(spec, {piece: new for new, piece in enumerate(ordered)})
     return Trimmed(Tokenizer.from_str(json.dumps(spec)), [ids[piece] for piece in ordered])
+
+
+def script_of(character: str) -> str | None:
+    """The script of a letter, as its Unicode name begins (`GREEK`, `CJK`); None for Latin and all else."""
+    letter = unicodedata.category(character).startswith(("L", "M"))
+    name = unicodedata.name(character, "")
+    # Below are Latin letters, and the signs that stand for bytes in byte-level BPE.
+    if not letter or character < "\u0250" or name.startswith(("LATIN", "COMBINING")):
+        return None
+    return re.split("[ -]", name)[0]
 
 
 def count_pieces(tokenizer: Tokenizer, texts: Iterable[Sequence[str]]) -> Counter[int]:
@@ -118,6 +145,13 @@ def _spelling(model: Mapping[str, Any], pieces: Mapping[str, int]) -> set[str]:
     if unknown := model.get("unk_token"):
         keep.add(unknown)
     return {piece for piece in keep if not _UNUSED.fullmatch(piece)}
+
+
+def _scripts_of(piece: str, model: Mapping[str, Any]) -> set[str | None]:
+    """Scripts of a piece's letters; none for the pieces that stand for bytes."""
+    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+    core = piece.removeprefix(prefix).removesuffix(suffix)
+    return {script_of(character) for character in core}
 
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
