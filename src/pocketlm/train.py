@@ -138,7 +138,7 @@ def train(
         The learning curve, one point an evaluation.
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    half = settings.precision == "bf16" or (settings.precision == "auto" and has_bf16())
+    half = computes_half(settings.precision)
     set_seed(settings.seed)
     learner = nn.ModuleList([model] if loss_parameters is None else [model, loss_parameters])
     optimizer = torch.optim.AdamW(
@@ -182,6 +182,11 @@ def train(
     if accelerator.is_main_process:
         path.unlink(missing_ok=True)
     return [Point(**point) for point in state.curve or []]
+
+
+def computes_half(precision: Precision) -> bool:
+    """True where matrix products are computed in bfloat16."""
+    return precision == "bf16" or (precision == "auto" and has_bf16())
 
 
 def has_bf16() -> bool:

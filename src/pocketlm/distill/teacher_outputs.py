@@ -30,6 +30,7 @@ from pocketlm.models.load import EVALUATION_BATCH, Classifier
 from pocketlm.stage import Context
 from pocketlm.tokenization.align import UNALIGNED, align
 from pocketlm.tokenization.encode import Encoded, load_tokenizer
+from pocketlm.train import Precision, computes_half
 
 SAVE_EVERY_BATCHES = 20
 BASIS_TEXTS = 512
@@ -48,11 +49,13 @@ class TeacherOutputs:
             scores and relations are computed from it.
         width: Keep states in the space of so many directions, those in which the teacher's states are
             longest; None keeps them whole.
+        precision: `bf16` computes matrix products in bfloat16; `auto` does where the CPU has it.
     """
 
     states: tuple[int, ...] | None = None
     layer_inputs: bool = False
     width: int | None = None
+    precision: Precision = "auto"
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Adds the part `teacher_outputs` and the figure `teacher_states`.
@@ -77,7 +80,8 @@ class TeacherOutputs:
         states = tuple(sorted({*states, *inputs}))
         texts = load_pool(artifact).texts
         students = Classifier(teacher.model, load_tokenizer(artifact.parts["student"]), task, max_length)
-        with storage_errors(context.folder):
+        half = torch.autocast("cpu", torch.bfloat16, enabled=computes_half(self.precision))
+        with storage_errors(context.folder), half:
             compute(teacher, teacher.encode(texts), students.encode(texts), states, context, self.width)
         return artifact.with_part("teacher_outputs", context.folder).with_figures(teacher_states=list(states))
 
