@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
-from pocketlm.distill.losses import hidden_mse, logit_kl, logit_mse
+from pocketlm.distill.losses import hidden_mse, logit_bernoulli_kl, logit_kl, logit_mse
 from pocketlm.distill.teacher_outputs import Store
+from pocketlm.distill.words import word_distance
 from pocketlm.errors import RecipeError
-from pocketlm.finetune import supervised, target_scale, valid_score
+from pocketlm.finetune import Targets, supervised, target_scale, targets_of, valid_score, word_loss
 from pocketlm.models.load import Classifier
 from pocketlm.stage import Context
 from pocketlm.tokenization.encode import Encoded
@@ -34,7 +35,8 @@ class Distill:
 
     Args:
         hidden: Weight of the hidden-state loss, mean over the mapped layers.
-        logits: Weight of the logit loss: KL in classification, squared error in regression.
+        logits: Weight of the logit loss: KL in classification, squared error in regression; where words
+            have tags or answers, KL for them, too, with the same weight.
         labels: Weight of the loss on the true labels.
         temperature: Of the logit loss.
 
@@ -81,7 +83,7 @@ class Distill:
         student = Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
         examples, valid = load_split(data, "train"), load_split(data, "valid")
         encoded, valid_encoded = student.encode(examples.texts), student.encode(valid.texts)
-        targets = torch.tensor(examples.labels)
+        targets = targets_of(examples, artifact.task)
         _, scale = target_scale(examples, artifact.task)
         curve = train(
             student.model,
@@ -100,16 +102,18 @@ class Distill:
         )
 
     def loss(
-        self, student: Classifier, encoded: Encoded, store: Store, targets: Tensor, scale: float
+        self, student: Classifier, encoded: Encoded, store: Store, targets: Targets, scale: float
     ) -> Loss:
         """The weighted sum of the terms, one loss an example; numbers are compared in units of `scale`."""
         teacher_logits = torch.from_numpy(store.logits.copy())
-        regression = student.task.kind == "regression"
+        task, regression = student.task, student.task.kind == "regression"
+        logit_distance = logit_bernoulli_kl if task.kind == "multilabel" else logit_kl
 
         def loss(model: nn.Module, indices: Sequence[int]) -> Tensor:
             rows = list(indices)
             output = model(**student.inputs(encoded, rows), output_hidden_states=bool(self.hidden))
-            logits, wanted = output.logits.float() / scale, teacher_logits[rows] / scale
+            wanted = teacher_logits[rows] / scale
+            logits = output.logits.float() / scale if task.outputs else wanted
             total = torch.zeros(len(rows))
             if self.hidden:
                 states, mask = store.hidden_of(rows)
@@ -118,13 +122,24 @@ class Distill:
                     for layer, state in enumerate(output.hidden_states)
                 ]
                 total = total + self.hidden * torch.stack(distances).mean(dim=0)
-            if self.logits:
+            if self.logits and task.outputs:
                 distance = (
-                    logit_mse(logits, wanted) if regression else logit_kl(logits, wanted, self.temperature)
+                    logit_mse(logits, wanted)
+                    if regression
+                    else logit_distance(logits, wanted, self.temperature)
                 )
                 total = total + self.logits * distance
-            if self.labels:
-                total = total + self.labels * supervised(logits, targets[rows] / scale, student.task)
+            if self.logits and store.words is not None:
+                distance = word_distance(
+                    student, output.word_logits, encoded, rows, store.words, self.temperature
+                )
+                total = total + self.logits * distance
+            if self.labels and task.outputs:
+                own = targets.text[rows] / scale if regression else targets.text[rows]
+                total = total + self.labels * supervised(logits, own, task)
+            if self.labels and task.word_outputs:
+                of_words = word_loss(student, output.word_logits, encoded, rows, targets)
+                total = total + self.labels * of_words
             return total
 
         return loss

@@ -28,6 +28,26 @@ def logit_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tens
     return (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1) * temperature**2
 
 
+def logit_bernoulli_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Kullback-Leibler divergence of each label's softened yes and no, mean over labels, times temperature².
+
+    `logit_kl` where an example may have several labels: each logit is a choice of its own, p = sigmoid(logit
+    / temperature).
+
+    Args:
+        student: Logits, [batch, labels].
+        teacher: Logits, [batch, labels].
+        temperature: Above 0.
+
+    Returns:
+        Nats, [batch].
+    """
+    ours, theirs = student / temperature, teacher / temperature
+    yes = theirs.sigmoid() * (F.logsigmoid(theirs) - F.logsigmoid(ours))
+    no = (-theirs).sigmoid() * (F.logsigmoid(-theirs) - F.logsigmoid(-ours))
+    return (yes + no).mean(dim=-1) * temperature**2
+
+
 def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of logits (Ba and Caruana 2014, https://arxiv.org/abs/1312.6184, eq. 1).
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from torch import Tensor
 
 from pocketlm.artifact import Artifact, write_json
 from pocketlm.data.examples import load_split
+from pocketlm.distill.words import WordStore, fill_words, word_offsets
 from pocketlm.errors import RecipeError, storage_errors
 from pocketlm.models.load import EVALUATION_BATCH, Classifier
 from pocketlm.stage import Context
+from pocketlm.task import Task
 from pocketlm.tokenization.align import UNALIGNED, align
 from pocketlm.tokenization.encode import Encoded, load_tokenizer
 
@@ -79,6 +81,8 @@ def compute(
     logits = _memmap(folder / "logits.npy", (len(encoded), teacher.task.outputs), np.float32)
     hidden = _memmap(folder / "hidden.npy", (int(offsets[-1]), len(layer_map), width), np.float16)
     known = _memmap(folder / "known.npy", (int(offsets[-1]),), np.bool_)
+    words = _word_store(folder, teacher.task, encoded.texts)
+    kept = [logits, hidden, known, *((words.logits, words.known) if words else ())]
     order = np.argsort(encoded.lengths, kind="stable")
     batches = [order[start : start + EVALUATION_BATCH] for start in range(0, len(order), EVALUATION_BATCH)]
     done_path = folder / "done.json"
@@ -88,13 +92,16 @@ def compute(
         for number in range(done, len(batches)):
             indices = batches[number].tolist()
             output = teacher.model(**teacher.inputs(encoded, indices), output_hidden_states=bool(layer_map))
-            logits[indices] = output.logits.float().numpy()
+            if teacher.task.outputs:
+                logits[indices] = output.logits.float().numpy()
+            if words is not None:
+                fill_words(words, output.word_logits, encoded, indices)
             for row, index in enumerate(indices):
                 at = slice(int(offsets[index]), int(offsets[index + 1]))
                 states = [output.hidden_states[layer][row] for layer in layer_map]
                 _fill(hidden[at], known[at], states, align(student, encoded, index))
             if (number + 1) % SAVE_EVERY_BATCHES == 0 or number + 1 == len(batches):
-                for array in (logits, hidden, known):
+                for array in cast(list[np.memmap], kept):
                     array.flush()
                 write_json(done_path, number + 1)
             advance(1)
@@ -106,6 +113,16 @@ def _fill(hidden: np.ndarray, known: np.ndarray, states: Sequence[Tensor], align
     known[:] = (positions != UNALIGNED).numpy()
     for column, state in enumerate(states):
         hidden[:, column] = state[positions.clamp_min(0)].half().numpy()
+
+
+def _word_store(folder: Path, task: Task, texts: Sequence[Sequence[str]]) -> WordStore | None:
+    """Arrays for what is said of words, to be filled; None where the task has none."""
+    if not task.word_outputs:
+        return None
+    offsets = word_offsets(task, texts)
+    np.save(folder / "word_offsets.npy", offsets)
+    logits = _memmap(folder / "word_logits.npy", (int(offsets[-1]), task.word_outputs), np.float32)
+    return WordStore(logits, _memmap(folder / "word_known.npy", (int(offsets[-1]),), np.bool_), offsets)
 
 
 def _memmap(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
@@ -136,12 +153,14 @@ class Store:
         hidden: Teacher's states at the student's positions, [positions, mapped layers, width].
         known: False at positions without a counterpart, [positions].
         offsets: First position of every example, [examples + 1].
+        words: The teacher's logits of words; None where the task has none.
     """
 
     logits: np.ndarray
     hidden: np.ndarray
     known: np.ndarray
     offsets: np.ndarray
+    words: WordStore | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Store:
@@ -149,7 +168,7 @@ class Store:
         arrays = [
             np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("logits", "hidden", "known", "offsets")
         ]
-        return cls(*arrays)
+        return cls(*arrays, words=WordStore.open(folder))
 
     def hidden_of(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """States [batch, length, mapped layers, width] in float32 and their mask [batch, length]."""
