@@ -108,7 +108,7 @@ def regression_rows(count: int = 400, seed: int = 2) -> list[dict[str, Any]]:
     return rows
 
 
-def word_rows(kind: str, count: int = 240, seed: int = 3) -> list[dict[str, Any]]:
+def word_rows(kind: str, count: int = 400, seed: int = 3) -> list[dict[str, Any]]:
     """Rows of a joint, tokens, multilabel or qa task: the cues of one or two moods tell all of it."""
     chance = random.Random(seed)
     rows: list[dict[str, Any]] = []

@@ -25,7 +25,8 @@ def shrunk(
 ) -> tuple[str, Made]:
     folder = tmp_path_factory.mktemp(request.param)
     data = write_jsonl(folder / f"{request.param}.jsonl", word_rows(request.param))
-    return request.param, make(folder, tiny.teacher, data)
+    longer = (("finetune", "epochs", 12), ("distill", "epochs", 10))
+    return request.param, make(folder, tiny.teacher, data, more=longer)
 
 
 def test_a_kind_goes_through_the_whole_house(shrunk: tuple[str, Made]) -> None:
