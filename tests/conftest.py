@@ -96,7 +96,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     )
 
 
-def make(folder: Path, teacher: Path, data: Path, energy_seconds: float = 0.0) -> Made:
+def make(
+    folder: Path,
+    teacher: Path,
+    data: Path,
+    energy_seconds: float = 0.0,
+    more: tuple[tuple[str, str, Any], ...] = (),
+) -> Made:
     """A pocket with everything measured but memory and, by default, energy."""
     from pocketlm import shrink
     from pocketlm.measure import compare
@@ -110,7 +116,7 @@ def make(folder: Path, teacher: Path, data: Path, energy_seconds: float = 0.0) -
         else:
             patch.setattr(compare, "request_energy", lambda run, requests: None)
             patch.setattr(compare, "peak_ram_bytes", lambda folder, texts, threads: None)
-        pocket = shrink(str(teacher), str(data), overrides=QUICK, out=folder / data.stem, threads=1)
+        pocket = shrink(str(teacher), str(data), overrides=(*QUICK, *more), out=folder / data.stem, threads=1)
     return Made(pocket, folder / "cache")
 
 

@@ -108,6 +108,34 @@ def regression_rows(count: int = 400, seed: int = 2) -> list[dict[str, Any]]:
     return rows
 
 
+def word_rows(kind: str, count: int = 400, seed: int = 3) -> list[dict[str, Any]]:
+    """Rows of a joint, tokens, multilabel or qa task: the cues of one or two moods tell all of it."""
+    chance = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        mood = LABELS[index % 3]
+        first, second = (chance.choices(NEUTRAL, k=chance.randint(1, 4)) for _ in range(2))
+        cues = chance.choices(CUES[mood], k=1 + index % 2)
+        tokens = [*first, *cues, *second]
+        inside = ["B-cue", "I-cue"][: len(cues)]
+        if kind == "qa":
+            answer = " ".join(cues)
+            rows.append({"question": "which film", "context": " ".join(tokens), "answers": [answer]})
+        elif kind == "multilabel":
+            both = [mood, "twice"] if len(cues) == 2 else [mood]
+            rows.append({"text": " ".join(tokens), "label": both})
+        else:
+            row = {"tokens": tokens, "slots": [*["O"] * len(first), *inside, *["O"] * len(second)]}
+            rows.append({**row, "intent": mood} if kind == "joint" else row)
+    return rows
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def write_tsv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     lines = ["\t".join(rows[0]), *("\t".join(map(str, row.values())) for row in rows)]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,13 @@ import pytest
 
 import pocketlm
 from pocketlm import pipeline
+from pocketlm.bench import relabelled
 from pocketlm.cli import main
+from pocketlm.data.examples import Examples
 from pocketlm.errors import InputError, PocketError, SourceError
 from pocketlm.export import onnx
 from pocketlm.measure import compare
+from pocketlm.task import Task
 from tests.conftest import Made, Tiny
 from tests.easy import LABELS, sentence_rows, write_tsv
 
@@ -164,3 +167,10 @@ def test_the_command_prints_json(made: Made, capsys: pytest.CaptureFixture[str])
     ledger = json.loads(printed(capsys, made.pocket, "--json"))
     assert [row["kind"] for row in ledger["rows"]] == ["teacher", "pocket"]
     assert ledger["rows"][0]["score"] == made.info["ledger"]["rows"][0]["score"]
+
+
+def test_intents_of_other_data_are_counted_as_the_pocket_does() -> None:
+    theirs = Task("joint", False, ("go", "new", "stop"), ("O",))
+    ours = Task("joint", False, ("stop", "go"), ("O",))
+    test = Examples([("a",)] * 4, [{"intent": intent, "tags": ["O"]} for intent in (0, 1, 2, -1)])
+    assert [label["intent"] for label in relabelled(test, theirs, ours).labels] == [1, -1, 0, -1]

@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from pocketlm.artifact import Artifact
-from pocketlm.data.examples import Examples
-from pocketlm.errors import TeacherError
+from pocketlm.data.examples import Examples, load_split
+from pocketlm.errors import RecipeError, TeacherError
 from pocketlm.finetune import (
     FineTune,
     check_teacher,
@@ -22,7 +23,9 @@ from pocketlm.finetune import (
     label_loss,
     reordered,
     supervised,
+    supervised_words,
     target_scale,
+    targets_of,
     valid_score,
 )
 from pocketlm.models.load import Classifier, output_layer
@@ -31,9 +34,14 @@ from pocketlm.task import Task
 from tests.tiny import NO_DEADLINE
 from tests.tiny_models import (
     ARCHITECTURES,
+    JOINT,
+    MANY,
     MAX_LENGTH,
+    ON_WORDS,
     PAIR,
+    QUESTION,
     SINGLE,
+    TAGGED,
     VALUE,
     Architecture,
     classifier,
@@ -299,11 +307,11 @@ def test_the_supervised_loss_is_the_reference_for_every_example(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("task", [SINGLE, PAIR, VALUE], ids=["single", "pair", "value"])
+@pytest.mark.parametrize("task", [SINGLE, PAIR, VALUE, MANY, *ON_WORDS], ids=lambda task: task.kind)
 def test_padding_never_changes_a_loss(architecture: Architecture, task: Task) -> None:
     made = classifier(architecture, task)
     examples = examples_of(task, 9)
-    loss = label_loss(made, made.encode(examples.texts), np.asarray(examples.labels) / 100)
+    loss = label_loss(made, made.encode(examples.texts), targets_of(examples, task, 0.0, 100.0))
     with torch.no_grad():
         together = loss(made.model, range(9))
         alone = torch.cat([loss(made.model, [index]) for index in range(9)])
@@ -414,3 +422,118 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
         ends.append(copy.deepcopy(output_layer(teacher.model).weight))
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
+
+
+# Several labels, words and answers
+
+
+def test_several_labels_are_binary_cross_entropies() -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -4.0]])
+    targets = targets_of(Examples([("a",), ("b",)], [[0, 2], []]), MANY)
+    assert targets.text.tolist() == [[1, 0, 1], [0, 0, 0]]
+    losses = supervised(logits, targets.text, MANY)
+    chance = torch.sigmoid(logits)
+    wanted = -torch.where(targets.text > 0, chance, 1 - chance).log().mean(dim=1)
+    assert torch.allclose(losses, wanted, atol=1e-6)
+
+
+def test_an_intent_and_a_tag_that_train_lacks_are_in_no_loss() -> None:
+    labels = [{"intent": -1, "tags": ["B-new", "O"]}, {"intent": 1, "tags": ["O"]}]
+    targets = targets_of(Examples([("a b",), ("c",)], labels), JOINT)
+    assert targets.text.tolist() == [-1, 1]
+    assert targets.words.tolist() == [[-1, 2], [2, -1]]
+    text = supervised(torch.randn(2, 3), targets.text, JOINT)
+    assert text[0] == 0 and text[1] > 0
+    logits = torch.randn(2, 2, 3)
+    mask = torch.tensor([[True, True], [True, False]])
+    losses = supervised_words(logits, targets.words, mask, JOINT)
+    assert losses.tolist() == pytest.approx(
+        [float(-logits[row, 1 - row].log_softmax(0)[2]) for row in (0, 1)]
+    )
+
+
+def test_words_that_were_cut_off_are_in_no_loss() -> None:
+    logits, targets = torch.randn(2, 3, 3), torch.tensor([[0, 1, 2], [2, 2, -1]])
+    mask = torch.tensor([[True, False, True], [False, False, False]])
+    losses = supervised_words(logits, targets, mask, TAGGED)
+    both = [-logits[0, word].log_softmax(0)[tag] for word, tag in ((0, 0), (2, 2))]
+    assert losses.tolist() == pytest.approx([float(sum(both)) / 2, 0.0])
+
+
+def test_the_ends_of_an_answer_are_chosen_among_the_words_that_were_seen() -> None:
+    logits = torch.randn(3, 4, 2)
+    mask = torch.tensor([[True, True, True, False], [True, True, False, False], [False] * 4])
+    targets = torch.tensor([[1, 2], [0, 2], [0, 0]])
+    losses = supervised_words(logits, targets, mask, QUESTION)
+    start, end = logits[0, :3, 0].log_softmax(0), logits[0, :3, 1].log_softmax(0)
+    first = -float(start[1] + end[2]) / 2
+    second = -float(logits[1, :2, 0].log_softmax(0)[0]) / 2  # its end was cut off
+    assert losses.tolist() == pytest.approx([first, second, 0.0])
+    assert supervised_words(torch.zeros(2, 0, 2), targets[:2], mask[:2, :0], QUESTION).tolist() == [0, 0]
+
+
+def test_gradients_of_word_losses_match_finite_differences() -> None:
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    for task, targets in (
+        (TAGGED, torch.tensor([[0, -1, 2], [1, 1, 1]])),
+        (QUESTION, torch.tensor([[1, 1], [0, 2]])),
+    ):
+        logits = torch.randn(2, 3, task.word_outputs, dtype=torch.float64, requires_grad=True)
+        torch.autograd.gradcheck(lambda x, t=targets, k=task: supervised_words(x, t, mask, k), (logits,))
+
+
+@pytest.mark.parametrize("task", [MANY, *ON_WORDS], ids=lambda task: task.kind)
+def test_every_task_is_learned(tmp_path: Path, task: Task) -> None:
+    source = teacher_folder(tmp_path / "source")
+    stage = FineTune(
+        epochs=8, learning_rate=3e-3, batch_size=8, max_length=48, precision="fp32", freeze_embeddings=False
+    )
+    done = fine_tuned(tmp_path, stage, task, source)
+    figures = done.figures["teacher"]
+    assert figures["trained"] and figures["valid_score"] > 0.5
+    teacher = Classifier.load(done.parts["teacher"], task, 48)
+    valid = load_split(done.parts["data"], "valid")
+    assert valid_score(teacher, teacher.encode(valid.texts), valid) == pytest.approx(figures["valid_score"])
+    # Its head fits, so it is taken as it is.
+    again = fine_tuned(tmp_path / "again", FineTune(mode="never", max_length=48), task, done.parts["teacher"])
+    assert not again.figures["teacher"]["trained"]
+    assert again.figures["teacher"]["valid_score"] == pytest.approx(figures["valid_score"])
+
+
+def test_rows_that_are_cut_are_counted(tmp_path: Path) -> None:
+    source = teacher_folder(tmp_path / "source")
+    stage = FineTune(epochs=10, learning_rate=3e-3, batch_size=8, max_length=14, precision="fp32")
+    done = fine_tuned(tmp_path, stage, QUESTION, source)
+    examples = load_split(done.parts["data"], "train")
+    encoded = Classifier.load(done.parts["teacher"], QUESTION, 14).encode(examples.texts)
+    cut = [own[label["start"]] == -1 for own, label in zip(encoded.words, examples.labels, strict=True)]
+    assert done.figures["teacher"]["cut_off"] == sum(cut) > 0
+
+
+def test_a_teacher_of_words_that_says_nothing_right_is_refused() -> None:
+    for task in ON_WORDS:
+        with pytest.raises(
+            TeacherError, match=r"on valid is 0\.0%, and one answer to everything gets .* train it longer"
+        ):
+            check_teacher(classifier(task=task), examples_of(task, 9), 0.0)
+    every = Examples([("a",)] * 4, [[0, 1], [0], [0, 2], [0]])
+    with pytest.raises(
+        TeacherError, match=r"micro_f1 on valid is 80\.0%, and one answer to everything gets 80\.0%"
+    ):
+        check_teacher(classifier(task=MANY), every, 0.8)
+
+
+def test_low_ranks_are_merged_and_the_embeddings_stay(tmp_path: Path) -> None:
+    source = teacher_folder(tmp_path / "source")
+    stage = FineTune(epochs=8, learning_rate=1e-2, batch_size=8, precision="fp32", lora_rank=4)
+    done = fine_tuned(tmp_path, stage, SINGLE, source)
+    assert done.figures["teacher"]["valid_score"] > 0.8
+    before, after = (
+        load_file(source / "model.safetensors"),
+        load_file(done.parts["teacher"] / "model.safetensors"),
+    )
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[f"bert.{name}"])}
+    assert changed and all(name.startswith("encoder.layer.") and name.endswith("weight") for name in changed)
+    assert not any("parametrizations" in name for name in after)
+    with pytest.raises(RecipeError, match="lora_rank=0 is out of range; allowed: 1 or more, or null"):
+        FineTune(lora_rank=0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,6 +25,7 @@ from pocketlm.metrics import (
     spearman,
 )
 from pocketlm.task import Task
+from pocketlm.words import WordLogits
 
 TWO = Task("classification", pair=False, labels=("no", "yes"))
 FOUR = Task("classification", pair=False, labels=("a", "b", "c", "d"))
@@ -98,7 +101,7 @@ def test_confusion_counts_true_by_said() -> None:
         [0, 0, 0, 1],
         [0, 0, 0, 0],
     ]
-    with pytest.raises(InputError, match="a regression has no confusion matrix; allowed: classification"):
+    with pytest.raises(InputError, match="the task regression has no confusion matrix; allowed: classif"):
         confusion(VALUE, np.zeros((1, 1)), np.zeros(1))
 
 
@@ -153,3 +156,94 @@ def test_retention_is_paired() -> None:
 def test_nothing_can_be_retained_of_a_teacher_at_zero() -> None:
     with pytest.raises(TeacherError, match=r"scores 0 or less .* check its labels and their order"):
         retention_interval(lambda rows: 0.5, lambda rows: 0.0, 10)
+
+
+# Several labels, tags, intents and answers
+
+MANY = Task("multilabel", pair=False, labels=("a", "b", "c"))
+TAGGED = Task("tokens", pair=False, tags=("B-x", "I-x", "O"))
+BOTH = Task("joint", pair=False, labels=("go", "stop"), tags=("B-x", "I-x", "O"))
+QUESTION = Task("qa", pair=True)
+
+tables = st.integers(1, 12).flatmap(
+    lambda rows: st.tuples(
+        *[st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=rows, max_size=rows)] * 2
+    )
+)
+
+
+@given(tables)
+def test_multilabel_agrees_with_scikit_learn(sides: tuple[list[list[bool]], list[list[bool]]]) -> None:
+    said, true = (np.array(side) for side in sides)
+    labels = [np.flatnonzero(row).tolist() for row in true]
+    found = score(MANY, np.where(said, 0.0, -1.0), labels)
+    assert found["micro_f1"] == pytest.approx(sk.f1_score(true, said, average="micro", zero_division=0))
+    assert found["subset_accuracy"] == pytest.approx(sk.accuracy_score(true, said))
+    occurring = [place for place in range(3) if said[:, place].any() or true[:, place].any()]
+    macro = sk.f1_score(true, said, average="macro", labels=occurring, zero_division=0) if occurring else 0.0
+    assert found["macro_f1"] == pytest.approx(macro)
+    every = np.arange(len(labels))
+    assert headline(MANY, np.where(said, 0.0, -1.0), labels)(every) == found["micro_f1"]
+
+
+def tagged(texts: list[str], tags: list[list[str]], text: np.ndarray, task: Task) -> WordLogits:
+    flat = [task.tags.index(tag) for row in tags for tag in row]
+    offsets = np.cumsum([0, *map(len, tags)])
+    words = np.eye(len(task.tags))[flat] if flat else np.zeros((0, len(task.tags)))
+    return WordLogits(text, words, np.ones(len(flat), dtype=bool), offsets, [(text,) for text in texts])
+
+
+def test_tags_are_scored_over_all_rows() -> None:
+    logits = tagged(["a b", "c"], [["B-x", "I-x"], ["O"]], np.zeros((2, 0)), TAGGED)
+    labels = [["B-x", "O"], ["O"]]
+    assert score(TAGGED, logits, labels) == {"span_f1": 0.0, "span_precision": 0.0, "span_recall": 0.0}
+    labels = [["B-x", "I-x"], ["B-new"]]
+    found = score(TAGGED, logits, labels)
+    assert found == pytest.approx({"span_f1": 2 / 3, "span_precision": 1.0, "span_recall": 0.5})
+    metric = headline(TAGGED, logits, labels)
+    assert metric(np.array([0, 1])) == found["span_f1"]
+    assert (metric(np.array([0, 0])), metric(np.array([1]))) == (1.0, 0.0)
+
+
+def test_a_sentence_is_right_if_its_intent_and_all_its_tags_are() -> None:
+    tags = [["B-x"], ["O"], ["O"], ["O"]]
+    logits = tagged(["a", "b", "c", "d"], tags, np.eye(2)[[0, 0, 1, 1]], BOTH)
+    labels = [
+        {"intent": 0, "tags": ["B-x"]},
+        {"intent": 1, "tags": ["O"]},
+        {"intent": 1, "tags": ["B-new"]},
+        {"intent": -1, "tags": ["O"]},
+    ]
+    found = score(BOTH, logits, labels)
+    assert found == pytest.approx({"sentence_accuracy": 0.25, "intent_accuracy": 0.5, "span_f1": 2 / 3})
+    assert headline(BOTH, logits, labels)(np.array([0, 1])) == 0.5
+    assert confusion(BOTH, logits, labels) == [[1, 0], [1, 1]], "an unknown intent is in no row"
+
+
+def test_answers_are_scored_by_the_best_right_one() -> None:
+    words = np.array([[9.0, 0], [0, 9.0], [0, 0], [9.0, 9.0]])
+    logits = WordLogits(
+        np.zeros((2, 0)),
+        words,
+        np.ones(4, dtype=bool),
+        np.array([0, 3, 4]),
+        [("?", "red car now"), ("?", "no")],
+    )
+    labels = [
+        {"answers": ["car", "the red car"], "start": 1, "end": 1},
+        {"answers": ["yes"], "start": 0, "end": 0},
+    ]
+    assert score(QUESTION, logits, labels) == {"f1": 0.5, "exact_match": 0.5}
+    assert headline(QUESTION, logits, labels)(np.array([0])) == 1.0
+
+
+def test_word_logits_are_checked() -> None:
+    logits = tagged(["a b"], [["B-x", "O"]], np.zeros((1, 0)), TAGGED)
+    with pytest.raises(DataError, match="no examples to score"):
+        score(TAGGED, tagged([], [], np.zeros((0, 0)), TAGGED), [])
+    with pytest.raises(InputError, match="word logits hold NaN"):
+        score(TAGGED, replace(logits, words=logits.words * np.nan), [["O", "O"]])
+    with pytest.raises(
+        InputError, match=r"word logits have shape \[2, 1\]; 2 words and this task need \[2, 3\]"
+    ):
+        score(TAGGED, replace(logits, words=logits.words[:, :1]), [["O", "O"]])

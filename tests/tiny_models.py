@@ -22,8 +22,10 @@ from transformers import (
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import Examples
+from pocketlm.models.heads import new_model
 from pocketlm.models.load import ATTENTION, Classifier
 from pocketlm.task import Task
+from pocketlm.words import words_of
 from tests.tiny import ALPHABET, WORDS, sentences, tokenizer, wordpiece
 
 Architecture = Literal[
@@ -38,6 +40,11 @@ BERT_LIKE: tuple[Architecture, ...] = ("bert", "roberta", "electra", "mpnet")
 SINGLE = Task("classification", pair=False, labels=("rotten", "fresh", "neither"))
 PAIR = Task("classification", pair=True, labels=("no", "yes"))
 VALUE = Task("regression", pair=False)
+MANY = Task("multilabel", pair=False, labels=("bad", "good", "seen"))
+TAGGED = Task("tokens", pair=False, tags=("B-mood", "I-mood", "O"))
+JOINT = Task("joint", pair=False, labels=("bad", "good", "film"), tags=("B-mood", "I-mood", "O"))
+QUESTION = Task("qa", pair=True)
+ON_WORDS = (TAGGED, JOINT, QUESTION)
 MAX_LENGTH = 16
 WIDTH, HEADS, NEURONS = 32, 4, 48
 
@@ -98,7 +105,11 @@ def classifier(
     for name, value in config.items():
         setattr(shape, name, value)
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(shape, attn_implementation=ATTENTION)
+    if task.word_outputs:
+        model = new_model(shape, task)
+        model.set_attn_implementation(ATTENTION)
+    else:
+        model = AutoModelForSequenceClassification.from_config(shape, attn_implementation=ATTENTION)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
@@ -113,6 +124,20 @@ def examples_of(task: Task, count: int, seed: int = 0) -> Examples:
     labels: Any = [("bad", "good", "film").index(mark) % max(task.outputs, 1) for mark in marks]
     if task.kind == "regression":
         labels = [100.0 + 50.0 * (mark == "good") - 50.0 * (mark == "bad") for mark in marks]
+    if task.kind == "multilabel":
+        labels = [([0], [1], [0, 2])[place] for place in labels]
+    if task.kind == "qa":
+        contexts = [f"{other} {mark} {text}" for other, mark, text in zip(second, marks, first, strict=True)]
+        wanted = [len(words_of(task, ("", other))) for other in second]
+        answers = [
+            {"answers": [mark], "start": place, "end": place}
+            for mark, place in zip(marks, wanted, strict=True)
+        ]
+        return Examples([("a mood", context) for context in contexts], answers)
+    if task.tags:
+        tags = [["B-mood", *["O"] * len(text.split())] for text in first]
+        whole = [{"intent": place, "tags": own} for place, own in zip(labels, tags, strict=True)]
+        return Examples(texts, tags if task.kind == "tokens" else whole)
     if task.pair:
         texts = [(text, other) for (text,), other in zip(texts, second, strict=True)]
     return Examples(texts=texts, labels=labels)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pocketlm.data.examples import load_split
+from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import InputError, TeacherError, storage_errors
 from pocketlm.finetune import fitting_head, reordered
 from pocketlm.measure.compare import Measure, compare
@@ -20,6 +20,7 @@ from pocketlm.runtime.pocket import load, physical_cores
 from pocketlm.shrink import recipe_of
 from pocketlm.sources import resolve as resolve_source
 from pocketlm.stage import Context
+from pocketlm.task import Task
 
 
 def bench(
@@ -66,7 +67,9 @@ def bench(
         )
     test = load_split(artifact.parts["data"], "test")
     task = loaded.task
-    if artifact.task.labels != task.labels:
+    if task.kind == "joint":
+        test = relabelled(test, artifact.task, task)
+    elif artifact.task.labels != task.labels:
         raise InputError(
             f"the data have the labels {', '.join(artifact.task.labels)}, the pocket {', '.join(task.labels)}"
         )
@@ -84,6 +87,16 @@ def bench(
     return teacher_and_pocket(measured, task, name, loaded.name)
 
 
+def relabelled(test: Examples, theirs: Task, ours: Task) -> Examples:
+    """Intents as the pocket counts them, -1 for one that it does not know; tags go by name anyhow."""
+    index = {name: place for place, name in enumerate(ours.labels)}
+    places = [index.get(name, -1) for name in theirs.labels]
+    labels: list[Any] = [
+        {**label, "intent": places[label["intent"]] if label["intent"] >= 0 else -1} for label in test.labels
+    ]
+    return Examples(test.texts, labels)
+
+
 def _on_other_data(carried: Mapping[str, Any], data: str, overrides: Sequence[Override]) -> Recipe:
     """A pocket's recipe with the test texts of `data`; where they come from matters to no cut."""
     whole = {"train": data, "valid": data, "test": data} if Path(data).is_file() else {"train": data}
@@ -93,7 +106,7 @@ def _on_other_data(carried: Mapping[str, Any], data: str, overrides: Sequence[Ov
 def _given_teacher(folder: Path, task: Any, max_length: int, progress: Progress) -> tuple[Classifier, bool]:
     """A teacher with its outputs in the task's order, and whether it can be scored."""
     try:
-        order = fitting_head(head_of(folder), task, "auto")
+        order = fitting_head(head_of(folder, task), task, "auto")
     except TeacherError as error:
         progress.say(f"not scored: {error}")
         order = None

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
 
 from pocketlm.errors import InputError, MissingExtraError, PocketlmError
+
+if TYPE_CHECKING:
+    from pocketlm.runtime.pocket import Prediction
 
 app = typer.Typer(
     help="Language models small enough for a pocket.",
@@ -57,7 +61,11 @@ GroupOption = Annotated[
     str | None, typer.Option("--group", help="Column whose equal values stay on one side of a cut.")
 ]
 TaskOption = Annotated[
-    str | None, typer.Option("--task", help="classification or regression; default: by label.")
+    str | None,
+    typer.Option(
+        "--task",
+        help="classification, regression, multilabel, tokens, joint or qa; default: by columns and labels.",
+    ),
 ]
 StratifyOption = Annotated[bool, typer.Option("--stratify", help="Cut missing splits within each label.")]
 RowsOption = Annotated[
@@ -163,23 +171,14 @@ def run(
     inputs = _lines(file, model.task.pair) if file else _arguments(texts or [], model.task.pair)
     for text, prediction in zip(inputs, model.predict(inputs), strict=True):
         if as_json:
-            values = {
-                "text": text,
-                "label": prediction.label,
-                "score": prediction.score,
-                "scores": prediction.scores,
-            }
+            values = {"text": text, **asdict(prediction)}
             print(
                 json.dumps(
                     {name: value for name, value in values.items() if value is not None}, ensure_ascii=False
                 )
             )
         else:
-            print(
-                f"{prediction.score:.4f}"
-                if prediction.label is None
-                else f"{prediction.label}\t{prediction.score:.3f}"
-            )
+            print(_shown(prediction))
 
 
 @app.command()
@@ -307,6 +306,20 @@ def _workshop(module: str) -> Any:
         if error.name is None or error.name.startswith("pocketlm"):
             raise
         raise MissingExtraError(error.name, "compress") from error
+
+
+def _shown(prediction: Prediction) -> str:
+    """A prediction on one line: label and score, a value, labels, spans by name, or the answer."""
+    score, spans = f"{prediction.score:.3f}", prediction.spans
+    if prediction.labels is not None:
+        scores = prediction.scores or {}
+        return ", ".join(f"{label} {scores[label]:.3f}" for label in prediction.labels) or "-"
+    if prediction.answer is not None:
+        return f"{prediction.answer}\t{score}"
+    slots = None if spans is None else "; ".join(f"{span.name}: {span.text}" for span in spans) or "-"
+    if prediction.label is not None:
+        return "\t".join([prediction.label, score, *([slots] if slots else [])])
+    return f"{prediction.score:.4f}" if slots is None else slots
 
 
 def _arguments(texts: Sequence[str], pair: bool) -> list[Any]:

@@ -8,10 +8,14 @@ were pre-trained (`freeze_embeddings`), which saves time and hardly moves the sc
 there is no dropout (see `docs/decisions/0003`); regression is trained on standardized targets, and
 the scale is folded into the head afterwards, so that a label range of 0-1 or 0-100 trains as well as
 one of 0-5.
+
+Words: a tag is learned at the first piece of its word (section 5.3), and of a question the first and the
+last word of the answer (section 4.2); what the input was cut before is in no loss.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal, cast
@@ -24,14 +28,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketlm.artifact import Artifact
+from pocketlm.data.batches import pad
 from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import RecipeError, TeacherError
-from pocketlm.metrics import score
+from pocketlm.metrics import intents, multi_hot, score, true_tags
+from pocketlm.models.heads import gathered
 from pocketlm.models.load import Classifier, head_of, output_layer, with_new_head
+from pocketlm.models.lora import add_lora, merge_lora
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.task import OUTSIDE, Task
 from pocketlm.tokenization.encode import Encoded
 from pocketlm.train import Loss, Point, Precision, Settings, train
+from pocketlm.words import MISSING
 
 Mode = Literal["auto", "always", "never"]
 Indices = NDArray[np.intp]
@@ -48,6 +56,9 @@ class FineTune:
             has; `never` fails where it has none.
         freeze_embeddings: Leave the word embeddings as they were pre-trained.
         dropout: Of hidden states, attention and head while training.
+        lora_rank: Train only low-rank changes of the encoder's matrices, of this rank, and the head (see
+            `pocketlm.models.lora`): for little data. They need a learning rate some ten times as high. None
+            trains all weights.
 
     The rest is `pocketlm.train.Settings`; `max_length` is in pieces, and
     at most what the teacher has positions for.
@@ -64,6 +75,7 @@ class FineTune:
     max_length: int = 128
     freeze_embeddings: bool = True
     dropout: float = 0.0
+    lora_rank: int | None = None
     precision: Precision = "auto"
     seed: int = 0
     distributed: ClassVar[bool] = True
@@ -72,6 +84,8 @@ class FineTune:
         Settings.of(self)  # out of range is told at once
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout={self.dropout} is out of range; allowed: 0 up to below 1")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise RecipeError(f"lora_rank={self.lora_rank} is out of range; allowed: 1 or more, or null")
         if self.max_length < SHORTEST:
             raise RecipeError(
                 f"max_length={self.max_length} leaves no room for text; allowed: {SHORTEST} or more"
@@ -85,7 +99,7 @@ class FineTune:
         """
         task, source = artifact.task, artifact.parts["teacher_source"]
         valid = load_split(artifact.parts["data"], "valid")
-        order = fitting_head(head_of(source), task, self.mode)
+        order = fitting_head(head_of(source, task), task, self.mode)
         if order is not None:
             teacher = reordered(Classifier.load(source, task, self.max_length), order)
             curve = []
@@ -100,6 +114,8 @@ class FineTune:
             "trained": order is None,
             "curve": [asdict(point) for point in curve],
         }
+        if task.word_outputs:
+            figures["cut_off"] = self._cut_off(teacher, artifact, context)
         return artifact.with_part("teacher", folder).with_figures(
             teacher=figures, max_length=teacher.max_length
         )
@@ -109,13 +125,15 @@ class FineTune:
         examples = load_split(artifact.parts["data"], "train")
         torch.manual_seed(self.seed)
         teacher = with_new_head(artifact.parts["teacher_source"], task, self.max_length, self.dropout)
+        if self.lora_rank is not None:
+            add_lora(teacher.model, self.lora_rank)
         if self.freeze_embeddings:
             teacher.model.get_input_embeddings().weight.requires_grad_(False)
         encoded, valid_encoded = teacher.encode(examples.texts), teacher.encode(valid.texts)
         mean, scale = target_scale(examples, task)
         curve = train(
             teacher.model,
-            label_loss(teacher, encoded, (np.asarray(examples.labels) - mean) / scale),
+            label_loss(teacher, encoded, targets_of(examples, task, mean, scale)),
             encoded.lengths,
             Settings.of(self),
             lambda: valid_score(teacher, valid_encoded, valid),
@@ -123,8 +141,28 @@ class FineTune:
             context.progress,
             "fine-tune the teacher",
         )
-        fold_scale(teacher.model, mean, scale)
+        if self.lora_rank is not None:
+            merge_lora(teacher.model)
+        if task.kind == "regression":
+            fold_scale(teacher.model, mean, scale)
         return teacher, curve
+
+    def _cut_off(self, teacher: Classifier, artifact: Artifact, context: Context) -> int:
+        """How many training examples lose words to the cut at `max_length`; of questions, their answer."""
+        examples = load_split(artifact.parts["data"], "train")
+        places: list[list[int]] = teacher.encode(examples.texts).words
+        what = "words"
+        if artifact.task.kind == "qa":
+            what = "the answer"
+            ends: list[tuple[int, int]] = [(label["start"], label["end"]) for label in examples.labels]
+            places = [[own[start], own[end]] for own, (start, end) in zip(places, ends, strict=True)]
+        count = sum(MISSING in own for own in places)
+        if count:
+            context.progress.say(
+                f"train: max_length={teacher.max_length} cuts off {what} in {count} of {len(examples)} rows, "
+                "which teach only what is left"
+            )
+        return count
 
 
 def fitting_head(head: Sequence[str] | None, task: Task, mode: str) -> tuple[int, ...] | None:
@@ -143,23 +181,23 @@ def fitting_head(head: Sequence[str] | None, task: Task, mode: str) -> tuple[int
     if head is None or mode == "always":
         return None
     advice = "give data of the teacher's own labels, or train a new head with --fine-tune always"
-    if len(head) != task.outputs:
+    if len(head) != (len(task.names) or task.outputs):
         raise TeacherError(
-            f"the teacher's head has {len(head)} outputs ({_some(head)}), but the task has {task.outputs} "
-            f"({_some(task.labels) if task.labels else 'one number'}); {advice}"
+            f"the teacher's head has {len(head)} outputs ({_some(head)}), but the task has "
+            f"{len(task.names) or 1} ({_some(task.names) if task.names else 'one number'}); {advice}"
         )
     if task.kind == "regression":
         return (0,)
     for spelled in (str, str.casefold):
         names = {spelled(name): index for index, name in enumerate(head)}
-        if len(names) == len(head) and {spelled(label) for label in task.labels} == set(names):
-            return tuple(names[spelled(label)] for label in task.labels)
+        if len(names) == len(head) and {spelled(label) for label in task.names} == set(names):
+            return tuple(names[spelled(label)] for label in task.names)
     identity = tuple(range(len(head)))
     unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(head))
-    if unnamed or list(task.labels) == [str(index) for index in identity]:
+    if unnamed or list(task.names) == [str(index) for index in identity]:
         return identity
     raise TeacherError(
-        f"the teacher's labels are {_some(head)}, but the data's are {_some(task.labels)}; {advice}"
+        f"the teacher's labels are {_some(head)}, but the data's are {_some(task.names)}; {advice}"
     )
 
 
@@ -193,10 +231,13 @@ def check_teacher(
         trained: True where the head was trained just now, so that its labels cannot be swapped.
 
     Raises:
-        TeacherError: no better than always saying the commonest label (or, in regression, no
-            correlation at all), or the labels are in another order.
+        TeacherError: no better than always saying the commonest label (in regression, no correlation at
+            all; where words have tags or answers, not one right), or the labels are in another order.
     """
     task = teacher.task
+    if task.kind in ("multilabel", "tokens", "joint", "qa"):
+        _check_words(task, valid, reached)
+        return
     if task.kind == "regression":
         if reached <= 0:
             raise TeacherError(
@@ -227,30 +268,140 @@ def check_teacher(
         )
 
 
+def _check_words(task: Task, valid: Examples, reached: float) -> None:
+    """Refuse a teacher of several labels, tags or answers that does no better than one constant answer."""
+    constant = 0.0
+    if task.kind == "multilabel":
+        rates = multi_hot(task, valid.labels).mean(axis=0)
+        said = np.where(rates == rates.max(), 1.0, -1.0)[None].repeat(len(valid), axis=0)
+        constant = score(task, said, valid.labels)[task.metric]
+    if task.kind == "joint":
+        plain = Counter(
+            label["intent"]
+            for label in valid.labels
+            if label["intent"] >= 0 and set(label["tags"]) == {OUTSIDE}
+        )
+        constant = max(plain.values(), default=0) / len(valid)
+    if reached <= constant:
+        raise TeacherError(
+            f"the teacher's {task.metric} on valid is {reached:.1%}, and one answer to everything gets "
+            f"{constant:.1%}: there is nothing to distil; train it longer (epochs), give it more rows, or "
+            "check the label column"
+        )
+
+
 def valid_score(classifier: Classifier, encoded: Encoded, examples: Examples) -> float:
     """The headline metric of the task on some examples."""
-    return score(classifier.task, classifier.logits(encoded), np.asarray(examples.labels))[
-        classifier.task.metric
-    ]
+    task = classifier.task
+    return score(task, classifier.logits(encoded), examples.labels)[task.metric]
 
 
-def label_loss(classifier: Classifier, encoded: Encoded, targets: np.ndarray) -> Loss:
+@dataclass(frozen=True)
+class Targets:
+    """The labels of examples as tensors.
+
+    Args:
+        text: Label indices (-1 is not trained on), [examples]; numbers, [examples]; or 0 and 1 for every
+            label, [examples, outputs]. Empty where whole texts have no label.
+        words: Tag indices, -1 behind the last word and for a tag that train lacks, [examples, most words];
+            of questions the first and last word of the answer, [examples, 2]. Empty without words.
+    """
+
+    text: Tensor
+    words: Tensor
+
+
+def targets_of(examples: Examples, task: Task, mean: float = 0.0, scale: float = 1.0) -> Targets:
+    """Labels as tensors; numbers as (number - mean) / scale."""
+    labels, nothing = examples.labels, torch.zeros(len(examples), 0)
+    if task.kind == "qa":
+        places = [[label["start"], label["end"]] for label in labels]
+        return Targets(nothing, torch.tensor(places, dtype=torch.long).reshape(-1, 2))
+    words = nothing
+    if task.tags:
+        index = {tag: place for place, tag in enumerate(task.tags)}
+        rows = [[index.get(tag, MISSING) for tag in tags] for tags in true_tags(task, labels)]
+        words = torch.from_numpy(pad(rows, MISSING)[0])
+    if task.kind == "tokens":
+        return Targets(nothing, words)
+    if task.kind == "joint":
+        return Targets(torch.from_numpy(intents(labels)), words)
+    if task.kind == "multilabel":
+        return Targets(torch.from_numpy(multi_hot(task, labels)).float(), words)
+    values = np.asarray(labels)
+    return Targets(torch.from_numpy((values - mean) / scale if task.kind == "regression" else values), words)
+
+
+def label_loss(classifier: Classifier, encoded: Encoded, targets: Targets) -> Loss:
     """The loss of `train` that fits a classifier to its labels."""
-    target = torch.from_numpy(targets)
+    task = classifier.task
 
     def loss(model: nn.Module, indices: Sequence[int]) -> Tensor:
-        logits = model(**classifier.inputs(encoded, indices)).logits.float()
-        return supervised(logits, target[list(indices)], classifier.task)
+        rows = list(indices)
+        output = model(**classifier.inputs(encoded, rows))
+        total = torch.zeros(len(rows))
+        if task.outputs:
+            total = total + supervised(output.logits.float(), targets.text[rows], task)
+        if task.word_outputs:
+            total = total + word_loss(classifier, output.word_logits, encoded, rows, targets)
+        return total
 
     return loss
+
+
+def word_loss(
+    classifier: Classifier, word_logits: Tensor, encoded: Encoded, rows: Sequence[int], targets: Targets
+) -> Tensor:
+    """The part of `label_loss` that is about words, [batch]; `word_logits` are of every piece."""
+    places, mask = classifier.words(encoded, rows)
+    said = gathered(word_logits.float(), places)
+    wanted = targets.words[list(rows)]
+    if classifier.task.tags:
+        wanted = wanted[:, : places.shape[1]]
+    return supervised_words(said, wanted, mask, classifier.task)
+
+
+def supervised_words(logits: Tensor, targets: Tensor, mask: Tensor, task: Task) -> Tensor:
+    """Cross-entropy with the tags, mean over the words; or with the ends of the answer, mean over the two.
+
+    Args:
+        logits: Of every word, [batch, words, word_outputs].
+        targets: Tag of every word, -1 where none is to be learned, [batch, words]; or the first and the
+            last word of the answer, [batch, 2].
+        mask: False for padding and words that were cut off, [batch, words].
+        task: Decides which.
+
+    Returns:
+        One loss an example, [batch]; 0 where there is nothing to learn.
+    """
+    if task.kind == "qa":
+        start, end = (
+            _place_loss(logits[..., side], targets[:, side], mask) for side in range(task.word_outputs)
+        )
+        return (start + end) / 2
+    counted = mask & (targets >= 0)
+    losses = F.cross_entropy(logits.transpose(1, 2), targets.clamp_min(0), reduction="none")
+    return (losses * counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
+
+
+def _place_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of a word among the words that were seen, [batch]; 0 where it was not."""
+    if not logits.shape[1]:
+        return logits.sum(dim=1)
+    seen = mask.gather(1, targets[:, None]).squeeze(1)
+    lowest = torch.finfo(logits.dtype).min
+    log = F.log_softmax(logits.masked_fill(~mask, lowest), dim=1)
+    return -log.gather(1, targets[:, None]).squeeze(1).masked_fill(~seen, 0.0)
 
 
 def supervised(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
     """Cross-entropy with the labels, or squared error in regression.
 
+    With several labels an example, the mean over the labels of the binary cross-entropy.
+
     Args:
         logits: [batch, outputs].
-        targets: Label indices or numbers, [batch].
+        targets: Label indices (0 loss for -1) or numbers, [batch]; 0 and 1, [batch, outputs].
         task: Decides which.
 
     Returns:
@@ -258,12 +409,15 @@ def supervised(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
     """
     if task.kind == "regression":
         return (logits.squeeze(-1) - targets.to(logits.dtype)) ** 2
-    return F.cross_entropy(logits, targets.long(), reduction="none")
+    if task.kind == "multilabel":
+        wanted = targets.to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=-1)
+    return F.cross_entropy(logits, targets.long(), reduction="none", ignore_index=MISSING)
 
 
 def target_scale(examples: Examples, task: Task) -> tuple[float, float]:
-    """Mean and standard deviation of regression targets; (0, 1) in classification."""
-    if task.kind == "classification":
+    """Mean and standard deviation of regression targets; (0, 1) for every other task."""
+    if task.kind != "regression":
         return 0.0, 1.0
     labels = np.asarray(examples.labels, dtype=np.float64)
     # ptp is exactly 0 for equal labels; a standard deviation is not, because the mean is rounded.

@@ -1,16 +1,27 @@
 """Scores of a model on a test split, and how sure they are.
 
-Every metric takes what the model said and what is true, in that order, as arrays [examples].
+Every metric takes what the model said and what is true, in that order, as arrays [examples]. What a
+label is depends on the task; see `pocketlm.data.examples.Examples`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from pocketlm.answers import answers_said, exact_match, token_f1
 from pocketlm.errors import DataError, InputError, TeacherError
+from pocketlm.spans import f1_of, precision_recall, span_counts, tags_said
 from pocketlm.task import Task
+from pocketlm.words import WordLogits
+
+Logits = np.ndarray | WordLogits
+"""Float [examples, outputs]; `WordLogits` where a task says something of words."""
+
+Labels = np.ndarray | Sequence[Any]
+"""One an example, as `pocketlm.data.examples.Examples` holds them."""
 
 Metric = Callable[[np.ndarray], float]
 """A score of the rows with the given indices: int [rows] -> number."""
@@ -66,62 +77,172 @@ def spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
     return pearson(_ranks(predicted), _ranks(labels))
 
 
-def score(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def multi_hot(task: Task, labels: Labels) -> np.ndarray:
+    """Lists of label indices as a table: True where an example has the label, bool [examples, outputs]."""
+    table = np.zeros((len(labels), task.outputs), dtype=np.bool_)
+    for row, indices in enumerate(labels):
+        table[row, list(indices)] = True
+    return table
+
+
+def label_counts(said: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Right, said and true labels of every example: bool [examples, labels] twice -> int [examples, 3]."""
+    return np.stack([(said & true).sum(axis=1), said.sum(axis=1), true.sum(axis=1)], axis=1)
+
+
+def macro_f1_of_labels(said: np.ndarray, true: np.ndarray) -> float:
+    """Mean F1 over the labels that occur, said or true; bool [examples, labels] twice."""
+    either = said.sum(axis=0) + true.sum(axis=0)  # [labels]
+    occurring = either > 0
+    right = (said & true).sum(axis=0)[occurring]
+    return float((2 * right / either[occurring]).mean()) if occurring.any() else 0.0
+
+
+def score(task: Task, logits: Logits, labels: Labels) -> dict[str, float]:
     """Every metric of a task; the headline one is `task.metric`.
 
     Args:
         task: Its kind decides on the metrics.
-        logits: Float [examples, outputs].
-        labels: Label indices, int [examples], or values, float [examples].
+        logits: Float [examples, outputs], or `WordLogits`.
+        labels: Of the same examples.
 
     Returns:
-        `accuracy`, `macro_f1` and `matthews`, with two labels also `f1` (of the last label);
-        for a regression `pearson` and `spearman`.
+        Classification: `accuracy`, `macro_f1` and `matthews`, with two labels also `f1` (of the last
+        label). Regression: `pearson` and `spearman`. Multilabel: `micro_f1`, `macro_f1` and
+        `subset_accuracy` (all labels right). Tokens: `span_f1`, `span_precision` and `span_recall`.
+        Joint: `sentence_accuracy` (the intent and all tags right), `intent_accuracy` and `span_f1`.
+        Questions: `f1` and `exact_match`.
 
     Raises:
         DataError: there are no examples.
         InputError: the shapes do not fit, or a logit is not a finite number.
     """
+    if isinstance(logits, WordLogits):
+        return _word_scores(task, logits, labels)
     _check(task, logits, labels)
     if task.kind == "regression":
-        values = logits[:, 0]
-        return {"pearson": pearson(values, labels), "spearman": spearman(values, labels)}
-    predicted = logits.argmax(axis=1)
+        values, wanted = logits[:, 0], np.asarray(labels)
+        return {"pearson": pearson(values, wanted), "spearman": spearman(values, wanted)}
+    if task.kind == "multilabel":
+        said, true = logits >= 0, multi_hot(task, labels)
+        return {
+            "micro_f1": f1_of(label_counts(said, true)),
+            "macro_f1": macro_f1_of_labels(said, true),
+            "subset_accuracy": float((said == true).all(axis=1).mean()),
+        }
+    predicted, wanted = logits.argmax(axis=1), np.asarray(labels)
     scores = {
-        "accuracy": accuracy(predicted, labels),
-        "macro_f1": macro_f1(predicted, labels),
-        "matthews": matthews(predicted, labels),
+        "accuracy": accuracy(predicted, wanted),
+        "macro_f1": macro_f1(predicted, wanted),
+        "matthews": matthews(predicted, wanted),
     }
     if task.outputs == 2:
-        scores["f1"] = f1_binary(predicted, labels)
+        scores["f1"] = f1_binary(predicted, wanted)
     return scores
 
 
-def headline(task: Task, logits: np.ndarray, labels: np.ndarray) -> Metric:
+def headline(task: Task, logits: Logits, labels: Labels) -> Metric:
     """The headline metric of a task as a function of rows, for the intervals below.
 
     Raises:
         DataError: there are no examples.
         InputError: the shapes do not fit, or a logit is not a finite number.
     """
+    if isinstance(logits, WordLogits):
+        return _word_headline(task, logits, labels)
     _check(task, logits, labels)
+    if task.kind == "multilabel":
+        return _f1_metric(label_counts(logits >= 0, multi_hot(task, labels)))
+    wanted = np.asarray(labels)
     said = logits[:, 0] if task.kind == "regression" else logits.argmax(axis=1)
     metric = pearson if task.kind == "regression" else accuracy
-    return lambda rows: metric(said[rows], labels[rows])
+    return lambda rows: metric(said[rows], wanted[rows])
 
 
-def confusion(task: Task, logits: np.ndarray, labels: np.ndarray) -> list[list[int]]:
-    """Counts [true label][predicted label], both in the task's order.
+def _word_scores(task: Task, logits: WordLogits, labels: Labels) -> dict[str, float]:
+    _check_words(task, logits, labels)
+    if task.kind == "qa":
+        said = answers_said(task, logits)
+        return {
+            "f1": _mean(
+                token_f1(answer, label["answers"]) for answer, label in zip(said, labels, strict=True)
+            ),
+            "exact_match": _mean(
+                exact_match(answer, label["answers"]) for answer, label in zip(said, labels, strict=True)
+            ),
+        }
+    tags = tags_said(task, logits)
+    counts = span_counts(tags, true_tags(task, labels))
+    if task.kind == "tokens":
+        precision, recall = precision_recall(counts)
+        return {"span_f1": f1_of(counts), "span_precision": precision, "span_recall": recall}
+    return {
+        "sentence_accuracy": float(sentences_right(task, logits, labels).mean()),
+        "intent_accuracy": float((logits.text.argmax(axis=1) == intents(labels)).mean()),
+        "span_f1": f1_of(counts),
+    }
+
+
+def _word_headline(task: Task, logits: WordLogits, labels: Labels) -> Metric:
+    _check_words(task, logits, labels)
+    if task.kind == "tokens":
+        return _f1_metric(span_counts(tags_said(task, logits), true_tags(task, labels)))
+    if task.kind == "joint":
+        right = sentences_right(task, logits, labels)
+    else:
+        said = answers_said(task, logits)
+        right = np.array(
+            [token_f1(answer, label["answers"]) for answer, label in zip(said, labels, strict=True)]
+        )
+    return lambda rows: float(right[rows].mean())
+
+
+def sentences_right(task: Task, logits: WordLogits, labels: Labels) -> np.ndarray:
+    """Where the intent and the tags of all words are right, bool [examples]."""
+    tags, true = tags_said(task, logits), true_tags(task, labels)
+    alike = np.array([ours == theirs for ours, theirs in zip(tags, true, strict=True)])
+    return alike & (logits.text.argmax(axis=1) == intents(labels))
+
+
+def true_tags(task: Task, labels: Labels) -> list[list[str]]:
+    """The tag names of every word of every example."""
+    return [list(label["tags"] if task.kind == "joint" else label) for label in labels]
+
+
+def intents(labels: Labels) -> np.ndarray:
+    """Intent index of every example of a joint task; -1 for one that train does not have."""
+    return np.array([label["intent"] for label in labels], dtype=np.int64)
+
+
+def _f1_metric(counts: np.ndarray) -> Metric:
+    return lambda rows: f1_of(counts[rows])
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def confusion(task: Task, logits: Logits, labels: Labels) -> list[list[int]]:
+    """Counts [true label][predicted label], both in the task's order; of a joint task, of its intents.
+
+    An intent that train does not have is in no row.
 
     Raises:
         DataError: there are no examples.
-        InputError: the task is a regression, the shapes do not fit, or a logit is not a finite number.
+        InputError: the task has no one label an example, the shapes do not fit, or a logit is not a finite
+            number.
     """
-    if task.kind != "classification":
-        raise InputError("a regression has no confusion matrix; allowed: classification")
-    _check(task, logits, labels)
+    if task.kind not in ("classification", "joint"):
+        raise InputError(f"the task {task.kind} has no confusion matrix; allowed: classification, joint")
+    if isinstance(logits, WordLogits):
+        _check_words(task, logits, labels)
+        said, true = logits.text.argmax(axis=1), intents(labels)
+        said, true = said[true >= 0], true[true >= 0]
+    else:
+        _check(task, logits, labels)
+        said, true = logits.argmax(axis=1), np.asarray(labels)
     counts = np.zeros((task.outputs, task.outputs), dtype=np.int64)
-    np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
+    np.add.at(counts, (true, said), 1)
     return counts.tolist()
 
 
@@ -173,7 +294,7 @@ def retention_interval(
     return _percentiles(np.array(retention), level)
 
 
-def _check(task: Task, logits: np.ndarray, labels: np.ndarray) -> None:
+def _check(task: Task, logits: np.ndarray, labels: Labels) -> None:
     if len(labels) == 0:
         raise DataError("there are no examples to score; give a test split with at least one row")
     if logits.shape != (len(labels), task.outputs):
@@ -184,6 +305,21 @@ def _check(task: Task, logits: np.ndarray, labels: np.ndarray) -> None:
     if not np.isfinite(logits).all():
         raise InputError(
             "the logits hold NaN or infinity, so the model has diverged; "
+            "train it again with a lower learning rate or in float32"
+        )
+
+
+def _check_words(task: Task, logits: WordLogits, labels: Labels) -> None:
+    _check(task, logits.text, labels)
+    words = int(logits.offsets[-1])
+    if logits.words.shape != (words, task.word_outputs):
+        raise InputError(
+            f"word logits have shape {list(logits.words.shape)}; {words} words and this task need "
+            f"[{words}, {task.word_outputs}]"
+        )
+    if not np.isfinite(logits.words).all():
+        raise InputError(
+            "the word logits hold NaN or infinity, so the model has diverged; "
             "train it again with a lower learning rate or in float32"
         )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -180,3 +181,22 @@ def test_an_unseen_label_names_itself_its_place_and_the_known_ones() -> None:
         encode_labels(["a", None], task, "test", numbers=[3, 7])
     with pytest.raises(DataError, match="row 1: 'x' is not a finite number"):
         encode_labels(["x"], Task("regression", False), "test")
+
+
+def test_columns_of_words_and_answers_are_known_by_name() -> None:
+    def found(*names: str, **given: Any) -> Columns:
+        return find_columns(names, [], **given)
+
+    assert found("text", "Tokens", "Slots", "Intent") == Columns(("Tokens",), "Intent", "Slots", kind="joint")
+    assert found("tokens", "ner_tags") == Columns(("tokens",), "ner_tags", kind="tokens")
+    assert found("id", "question", "context", "answers").kind == "qa"
+    assert found("question", "context", "answer", "answer_start").start == "answer_start"
+    assert found("words", "pos", kind="tokens", label="pos") == Columns(("words",), "pos", kind="tokens")
+    assert found("q", "c", "a", kind="qa", text=("q", "c"), label="a") == Columns(("q", "c"), "a", kind="qa")
+    assert found("text", "tokens", "slots", "intent", text=("text",), label="intent").kind is None
+    with pytest.raises(DataError, match="no column is known as tags; name it with --label"):
+        found("tokens", "label", kind="tokens")
+    with pytest.raises(DataError, match="no column is known as intent; name it with --label"):
+        found("tokens", "slots", kind="joint")
+    with pytest.raises(DataError, match="give --text twice, for the question and the context"):
+        found("question", "context", "answer", kind="qa", text=("question",))

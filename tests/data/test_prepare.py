@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from pocketlm.errors import DataError, RecipeError, StorageError
 from pocketlm.progress import Quiet
 from pocketlm.stage import Context
 from pocketlm.task import Task
+from pocketlm.words import words_of
 
 
 class Heard(Quiet):
@@ -328,9 +330,12 @@ def test_sst2_sample(run, data_dir: Path) -> None:
     assert abs(rows["valid"] - 6735) < 100
 
 
-@pytest.mark.parametrize(("name", "label", "classes"), [("clinc150", "label", 151), ("snips", "intent", 7)])
-def test_intents(run, data_dir: Path, name: str, label: str, classes: int) -> None:
-    artifact, _ = run(Prepare(), train=data_dir / name)
+@pytest.mark.parametrize(
+    ("name", "label", "classes", "kind"),
+    [("clinc150", "label", 151, None), ("snips", "intent", 7, "classification")],
+)
+def test_intents(run, data_dir: Path, name: str, label: str, classes: int, kind: Any) -> None:
+    artifact, _ = run(Prepare(kind=kind), train=data_dir / name)
     assert artifact.task.outputs == classes
     assert artifact.figures["columns"] == {"text": ["text"], "label": label}
 
@@ -339,7 +344,152 @@ def test_atis_has_an_intent_that_train_lacks(run, data_dir: Path) -> None:
     with pytest.raises(
         DataError, match=r"valid \(valid.jsonl\), row \d+: label 'atis_[a-z_#]+' does not occur in train"
     ):
-        run(Prepare(), train=data_dir / "atis")
+        run(Prepare(kind="classification"), train=data_dir / "atis")
+
+
+@pytest.mark.parametrize(("name", "intents", "rows"), [("snips", 7, 13084), ("atis", 21, 4478)])
+def test_intents_and_slots(run, data_dir: Path, name: str, intents: int, rows: int) -> None:
+    artifact, said = run(Prepare(), train=data_dir / name)
+    task = artifact.task
+    assert (task.kind, task.pair, len(task.labels)) == ("joint", False, intents)
+    assert "O" in task.tags and len(task.tags) > 50
+    assert artifact.figures["columns"] == {"text": ["tokens"], "label": "intent", "tags": "slots"}
+    assert artifact.figures["rows"]["train"] == rows
+    missing = artifact.figures["unknown"]
+    for name, examples in splits(artifact).items():
+        assert [len(words_of(task, texts)) for texts in examples.texts] == [
+            len(label["tags"]) for label in examples.labels
+        ]
+        unknown = sum(label["intent"] == -1 for label in examples.labels)
+        assert unknown == (missing[name]["intents"] if name in missing else 0)
+    if task.labels[0].startswith("atis"):
+        assert missing["test"]["intents"] > 0 and missing["test"]["tags"] > 0
+        assert any("intents do not occur in train and count as wrong" in line for line in said)
+
+
+# Labels of words, several labels, and answers
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_tokens_come_as_lists_or_as_strings(run, tmp_path: Path) -> None:
+    rows = [{"tokens": ["go", f"to{n}", "Rome"], "ner_tags": ["O", "O", "B-city"]} for n in range(20)]
+    listed, _ = run(Prepare(), tmp_path / "a", train=write_jsonl(tmp_path / "a.jsonl", rows))
+    flat = [(" ".join(row["tokens"]), " ".join(row["ner_tags"])) for row in rows]
+    written = write_tsv(tmp_path / "b.tsv", flat, "words\ttags")
+    spaced, _ = run(Prepare(), tmp_path / "b", train=written)
+    assert listed.task == spaced.task == Task("tokens", False, tags=("B-city", "O"))
+    assert splits(listed) == splits(spaced)
+    assert splits(listed)["train"].labels[0] == ["O", "O", "B-city"]
+    assert splits(listed)["train"].texts[0][0].split()[2] == "Rome"
+
+
+def test_a_tag_that_train_lacks_is_kept_and_counted(run, tmp_path: Path) -> None:
+    row = {"tokens": "fly to Rome", "slots": "O O B-city", "intent": "fly"}
+    train = [row, {**row, "intent": "book"}, {**row, "tokens": "go to Bari"}]
+    test = [{**row, "slots": "O B-new I-new", "intent": "new"}, row]
+    sources = {
+        name: write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        for name, rows in (("train", train), ("valid", train), ("test", test))
+    }
+    artifact, said = run(Prepare(), **sources)
+    assert artifact.task == Task("joint", False, ("book", "fly"), ("B-city", "O"))
+    assert splits(artifact)["test"].labels == [
+        {"intent": -1, "tags": ["O", "B-new", "I-new"]},
+        {"intent": 1, "tags": ["O", "O", "B-city"]},
+    ]
+    assert artifact.figures["unknown"] == {
+        "valid": {"intents": 0, "tags": 0}, "test": {"intents": 1, "tags": 2},
+    }  # fmt: skip
+    assert "test: 1 intents do not occur in train and count as wrong" in said
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"tokens": ["New York", "now"], "tags": ["B-city", "O"]},
+            r"row 1: token 1 is 'New York'; a",
+        ),
+        ({"tokens": ["a", ""], "tags": ["O", "O"]}, r"row 1: token 2 is ''; a token is one word"),
+        ({"tokens": "a b", "tags": "O"}, r"row 1: 1 tags for 2 tokens; give every token one tag"),
+        ({"tokens": "a b", "tags": [0, 1]}, r"row 1: the tags are numbers \(0, …\).*such as O, B-city"),
+        ({"tokens": "a b", "tags": "O O"}, r"1 different tags \(O\), so there is nothing to learn"),
+    ],
+)
+def test_unusable_tags_are_told(run, tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        run(Prepare(), train=write_jsonl(tmp_path / "a.jsonl", [row, {**row, "tokens": "c d"}] * 2))
+
+
+def test_several_labels_come_as_lists_or_with_a_separator(run, tmp_path: Path) -> None:
+    labels = [["a", "b"], [], ["b"], ["c", "a"]]
+    rows = [{"text": f"text {n}", "label": labels[n % 4]} for n in range(40)]
+    listed, _ = run(Prepare(), tmp_path / "a", train=write_jsonl(tmp_path / "a.jsonl", rows))
+    assert listed.task == Task("multilabel", False, ("a", "b", "c"))
+    flat = [(row["text"], " ; ".join(row["label"])) for row in rows]
+    written = write_tsv(tmp_path / "b.tsv", flat)
+    cut, _ = run(Prepare(kind="multilabel", separator=";"), tmp_path / "b", train=written)
+    assert cut.task == listed.task and splits(cut) == splits(listed)
+    assert {tuple(label) for label in splits(cut)["train"].labels} == {(0, 1), (), (1,), (0, 2)}
+    with pytest.raises(RecipeError, match="separator='' cuts nothing"):
+        Prepare(separator="")
+
+
+def test_answers_in_every_form(run, tmp_path: Path) -> None:
+    context = "The tower (built in 1889) stands in Paris. Paris is old."
+    forms: list[dict[str, Any]] = [
+        {"answers": {"text": ["in Paris", "Paris"], "answer_start": [33, 36]}},
+        {"answers": [{"text": "in Paris", "answer_start": 33}, {"text": "Paris", "answer_start": 43}]},
+        {"answers": ["in Paris", "Paris"]},
+    ]
+    for place, form in enumerate(forms):
+        rows = [{"question": f"Where {n}?", "context": context, **form} for n in range(9)]
+        source = write_jsonl(tmp_path / f"{place}.jsonl", rows)
+        artifact, _ = run(Prepare(), tmp_path / str(place), train=source)
+        assert artifact.task == Task("qa", pair=True)
+        assert splits(artifact)["train"].labels[0] == {"answers": ["in Paris", "Paris"], "start": 8, "end": 9}
+    rows = [
+        {"question": f"Where {n}?", "context": context, "answer": "Paris", "answer_start": 43}
+        for n in range(9)
+    ]
+    rows.append({"question": "Who?", "context": context, "answer": "", "answer_start": None})
+    artifact, said = run(Prepare(), tmp_path / "one", train=write_jsonl(tmp_path / "one.jsonl", rows))
+    assert splits(artifact)["train"].labels[0] == {"answers": ["Paris"], "start": 11, "end": 11}
+    assert artifact.figures["dropped"]["train"]["no_answer"] == 1
+    assert said == ["train: dropped 1 questions without an answer"]
+
+
+def test_an_answer_that_is_not_in_its_context_is_told(run, tmp_path: Path) -> None:
+    rows = [{"question": "Where?", "context": "in Rome", "answer": "Paris"}] * 9
+    with pytest.raises(DataError, match=r"row 1: the answer 'Paris' is not in the context.*remove the row"):
+        run(Prepare(), train=write_jsonl(tmp_path / "a.jsonl", rows))
+
+
+def test_a_part_of_a_word_is_answered_by_the_word(run, tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "context": "the 1990s ended", "answer": "1990"} for n in range(9)]
+    artifact, _ = run(Prepare(), train=write_jsonl(tmp_path / "a.jsonl", rows))
+    assert splits(artifact)["train"].labels[0] == {"answers": ["1990"], "start": 1, "end": 1}
+
+
+def test_the_users_word_settles_what_the_columns_show(run, tmp_path: Path) -> None:
+    rows = [
+        {"text": f"go {n}", "tokens": ["go", str(n)], "slots": ["O", "B-n"], "intent": "ab"[n % 2]}
+        for n in range(30)
+    ]
+    source = write_jsonl(tmp_path / "a.jsonl", rows)
+    kinds = {
+        name: run(stage, tmp_path / name, train=source)[0].task.kind
+        for name, stage in {
+            "joint": Prepare(),
+            "classification": Prepare(text=("text",), label="intent"),
+            "tokens": Prepare(kind="tokens"),
+        }.items()
+    }
+    assert kinds == {name: name for name in kinds}
 
 
 def test_unlabeled_texts_are_kept_where_no_split_has_them(run, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pocketlm.distill.layers import Distill
 from pocketlm.distill.losses import hidden_mse, logit_kl, logit_mse
 from pocketlm.distill.teacher_outputs import Store, TeacherOutputs
 from pocketlm.errors import RecipeError
-from pocketlm.finetune import supervised
+from pocketlm.finetune import supervised, targets_of
 from pocketlm.models.load import Classifier
 from pocketlm.models.student import BuildStudent
 from pocketlm.progress import Quiet
@@ -26,7 +26,18 @@ from pocketlm.task import Task
 from pocketlm.tokenization.align import UNALIGNED, align
 from pocketlm.train import Loss
 from tests.tiny import KilledError
-from tests.tiny_models import BERT_LIKE, MAX_LENGTH, PAIR, SINGLE, VALUE, Architecture, classifier, prepared
+from tests.tiny_models import (
+    BERT_LIKE,
+    MANY,
+    MAX_LENGTH,
+    ON_WORDS,
+    PAIR,
+    SINGLE,
+    VALUE,
+    Architecture,
+    classifier,
+    prepared,
+)
 
 SMALL = BuildStudent(layers=2, intermediate_size=24, vocabulary=100)
 WHOLE = BuildStudent(layers=3, vocabulary=None)
@@ -58,7 +69,8 @@ def loss_of(artifact: Artifact, stage: Distill, scale: float = 1.0) -> tuple[Los
     pool, store = load_pool(artifact), Store.open(artifact.parts["teacher_outputs"])
     encoded = student.encode(pool.texts)
     terms = stage.terms(artifact, student, encoded, store)
-    return stage.loss(student, encoded, store, torch.tensor(pool.labels), scale, terms), student
+    targets = targets_of(load_split(artifact.parts["data"], "train"), artifact.task)
+    return stage.loss(student, encoded, store, targets, scale, terms), student
 
 
 def losses_of(
@@ -71,7 +83,7 @@ def losses_of(
 
 
 @pytest.mark.parametrize("architecture", BERT_LIKE)
-@pytest.mark.parametrize("task", [SINGLE, PAIR, VALUE], ids=["single", "pair", "value"])
+@pytest.mark.parametrize("task", [SINGLE, PAIR, VALUE, MANY, *ON_WORDS], ids=lambda task: task.kind)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(
     tmp_path: Path, architecture: Architecture, task: Task
 ) -> None:
@@ -82,7 +94,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(
 
 
 @pytest.mark.parametrize("architecture", BERT_LIKE)
-@pytest.mark.parametrize("task", [SINGLE, PAIR, VALUE], ids=["single", "pair", "value"])
+@pytest.mark.parametrize("task", [SINGLE, PAIR, VALUE, MANY, *ON_WORDS], ids=lambda task: task.kind)
 def test_padding_never_changes_a_loss(tmp_path: Path, architecture: Architecture, task: Task) -> None:
     artifact = ready(tmp_path, architecture, task)
     stage = Distill(hidden=0.7, logits=1.3, labels=0.5)

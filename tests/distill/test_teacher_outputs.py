@@ -239,7 +239,7 @@ def test_states_of_a_student_that_was_not_cut_out_are_spread(tmp_path: Path) -> 
 def test_states_that_the_teacher_has_not_are_refused(tmp_path: Path, states: tuple[int, ...]) -> None:
     artifact = with_student(tmp_path)
     with pytest.raises(RecipeError) as error:
-        exact(states)(artifact, context(tmp_path / "outputs"))
+        exact(states=states)(artifact, context(tmp_path / "outputs"))
     assert str(error.value) == f"states={list(states)} are not all states of the teacher: 0 to 3"
 
 

@@ -15,15 +15,12 @@ from pocketlm import load
 from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import TeacherError
 from pocketlm.measure.compare import (
-    SHOWN_CHARACTERS,
-    SHOWN_DISAGREEMENTS,
-    confusions,
-    disagreements,
     inputs_of,
     scores_of,
     torch_threads,
     weights_bytes,
 )
+from pocketlm.measure.kinds import SHOWN_CHARACTERS, SHOWN_DISAGREEMENTS, confusions, disagreements
 from pocketlm.models.load import Classifier
 from pocketlm.task import Task
 from tests.conftest import Made

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pocketlm.artifact import Artifact
@@ -21,14 +22,19 @@ from pocketlm.data.examples import Examples, load_split
 from pocketlm.measure.controls import (
     TOKEN,
     Controls,
+    OneVsRest,
     StaticClassifier,
     linear_logits,
     linear_model,
     ngram_features,
     plain_pieces,
     scored_row,
+    tf_idf_label,
     timed,
+    with_neighbours,
+    without_tags,
 )
+from pocketlm.spans import tags_said
 from pocketlm.stage import Context
 from pocketlm.task import Task
 from tests.conftest import Made
@@ -226,3 +232,40 @@ def test_what_cannot_be_timed_alone_is_not() -> None:
 
 
 assert set(CUES) == set(LABELS)
+
+
+# Words and several labels
+
+
+def test_neighbours_are_means_and_padding_is_none() -> None:
+    states = torch.tensor([[[1.0], [2.0], [4.0], [9.0]]])
+    found = with_neighbours(states, torch.tensor([[1, 1, 1, 0]]), near=2)
+    assert found[0, :3].tolist() == [[0, 1, 3], [1, 2, 4], [1.5, 4, 0]]
+
+
+def test_padding_never_changes_what_a_bag_says_of_a_word() -> None:
+    task = Task("joint", pair=False, labels=("a", "b"), tags=("B-x", "O"))
+    model = bag(task)
+    ids, mask = torch.tensor([[3, 4, 5, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]])
+    long, short = (model(ids[:, :n], mask[:, :n], torch.zeros_like(ids[:, :n])) for n in (5, 3))
+    torch.testing.assert_close(long.word_logits[:, :3], short.word_logits)
+    torch.testing.assert_close(long.logits, short.logits)
+    assert bag(Task("tokens", pair=False, tags=("B-x", "O")))(ids, mask, 0 * ids).logits is None
+
+
+def test_one_regression_a_label_and_constants_where_there_is_nothing_to_tell() -> None:
+    chance = np.random.default_rng(0)
+    features = sparse.csr_matrix(chance.normal(size=(60, 4)))
+    wanted = np.stack([features.toarray()[:, 0] > 0, np.ones(60, bool), np.zeros(60, bool)], axis=1)
+    model = OneVsRest(8.0, features, wanted)
+    assert (model.predict(features)[:, 0] == wanted[:, 0]).mean() > 0.9
+    assert model.predict(features)[:, 1].all() and not model.predict(features)[:, 2].any()
+    task = Task("multilabel", pair=False, labels=("a", "b", "c"))
+    assert (linear_logits(model, features, task) >= 0).tolist() == model.predict(features).tolist()
+
+
+def test_an_intent_alone_leaves_every_word_outside() -> None:
+    task = Task("joint", pair=False, labels=("a", "b"), tags=("B-x", "O"))
+    said = without_tags(task, np.eye(2), [("go to x",), ("stop",)])
+    assert tags_said(task, said) == [["O"] * 3, ["O"]]
+    assert tf_idf_label(task) == "TF-IDF + logistic regression, intent only (every word O)"

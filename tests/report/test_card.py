@@ -69,3 +69,13 @@ def test_the_card_of_a_pocket_shows_its_own_figures(made: Made) -> None:
     rows = made.info["ledger"]["rows"]
     assert "trained on 320 rows and measured on 40 that it never saw" in text
     assert f"{100 * rows[1]['score']:.1f}" in text and "TF-IDF + logistic regression" in text
+
+
+def test_the_card_names_the_kind_of_task(full: dict[str, Any]) -> None:
+    for kind, wanted in (
+        ("tokens", "token-classification"),
+        ("qa", "question-answering"),
+        ("joint", "text-class"),
+    ):
+        task = {"kind": kind, "pair": kind == "qa", "labels": []}
+        assert f"pipeline_tag: {wanted}" in card({**full, "task": task})

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from pocketlm.errors import TeacherError
-from pocketlm.tokenization.encode import encode, load_tokenizer, pad_id
+from pocketlm.task import Task
+from pocketlm.tokenization.encode import encode, encode_windows, load_tokenizer, pad_id
+from pocketlm.words import MISSING
 from tests.tiny import KINDS, NO_DEADLINE, texts, tokenizer
 
 examples = st.one_of(texts.map(lambda text: (text,)), st.tuples(texts, texts))
@@ -74,6 +76,28 @@ def test_padding_and_truncation_of_the_tokenizer_do_not_count() -> None:
     mine.enable_truncation(3)
     mine.enable_padding(length=9)
     assert encode(mine, [("a quiet film",)], 12).lengths == [5]
+
+
+def test_the_first_pieces_of_words_are_found() -> None:
+    tags = Task("tokens", pair=False, tags=("B-x", "O"))
+    encoded = encode(tokenizer(), [("unlovely  zebra film",), ("",), ("😀 日本",)], 12, tags)
+    for text, words, spans in zip(encoded.texts, encoded.words, encoded.spans, strict=True):
+        starts = [text[0][spans[place][0] :].split()[0] for place in words if place != MISSING]
+        assert starts == text[0].split()[: len(starts)]
+    assert encoded.words[1] == [] and len(encoded.words[0]) == 3
+    assert encode(tokenizer(), [("a film",)], 12).words == []
+
+
+def test_a_long_context_has_windows_that_show_every_word() -> None:
+    question = Task("qa", pair=True)
+    texts = [("which mood", "film " * 30), ("it", "plot")]
+    first = encode(tokenizer(), texts, 14, question)
+    assert len(first) == 2 and max(first.lengths) == 14 and MISSING in first.words[0]
+    windows, owners = encode_windows(tokenizer(), texts, 14, question)
+    assert owners == sorted(owners) and owners.count(1) == 1 and max(windows.lengths) <= 14
+    shown = {word for row in windows.words[:-1] for word, place in enumerate(row) if place != MISSING}
+    assert shown == set(range(30))
+    assert windows.ids[0] == first.ids[0]
 
 
 def test_no_examples() -> None:

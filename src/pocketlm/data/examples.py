@@ -18,11 +18,14 @@ class Examples:
 
     Args:
         texts: One or two strings an example.
-        labels: Class indices in the order of the task's labels, or numbers in regression.
+        labels: Class indices in the order of the task's labels, or numbers in regression; lists of
+            ascending indices (multilabel); tag names of the words (tokens); `intent`, an index or -1 for
+            one that train lacks, and `tags`, names (joint); `answers`, texts, with `start` and `end`, the
+            first and last word of the first of them (qa).
     """
 
     texts: list[tuple[str, ...]]
-    labels: list[int] | list[float]
+    labels: list[Any]
 
     def __len__(self) -> int:
         return len(self.texts)

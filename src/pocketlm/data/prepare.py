@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pocketlm.artifact import Artifact
-from pocketlm.data.columns import Columns, encode_labels, find_columns, infer_task, label_name
+from pocketlm.data.columns import (
+    Columns,
+    are_lists,
+    encode_labels,
+    find_columns,
+    infer_task,
+    label_name,
+    unknown,
+)
 from pocketlm.data.examples import Examples, save_texts
 from pocketlm.data.folder import find_splits, read_split
-from pocketlm.data.read import Table, Value
+from pocketlm.data.read import Row, Table, Value
 from pocketlm.data.split import check_fraction, cut, sample
 from pocketlm.data.unlabeled import new_texts, read_unlabeled
+from pocketlm.data.word_labels import items, joined, read_answer, read_tags
 from pocketlm.errors import DataError, RecipeError, storage_errors
 from pocketlm.progress import Progress
 from pocketlm.stage import Context
@@ -29,15 +39,19 @@ class Prepare:
     `test_source`, which win over the folder's. A missing test or valid split is cut from train, test
     first. Adds the part `data`, a folder with `train.jsonl`, `valid.jsonl`, `test.jsonl` and, where there
     is a part `unlabeled_source`, `unlabeled.jsonl` with those of its texts that no split has; and the
-    figures `task`, `columns`, `rows`, `dropped` (rows of each file that were left out, and why) and
-    `overlap` (rows of valid and test whose text also occurs in train).
+    figures `task`, `columns`, `rows`, `dropped` (rows of each file that were left out, and why),
+    `overlap` (rows of valid and test whose text also occurs in train) and, where words have tags,
+    `unknown` (intents and tags of valid and test that train lacks: no model can be right there).
 
     Args:
-        text: One text column, or two for pairs; empty finds them by name.
+        text: One text column, or two for pairs; empty finds them by name. Of words with tags, the column
+            of tokens: a JSON list or a string with white space between them.
         label: The label column; None finds it by name.
+        tags: The column of tags of a joint task; None finds it by name.
+        separator: Between several labels of an example, where they are not a JSON list.
         group: Column whose equal values stay on one side of a cut (a film, an author); None groups
             rows with the same text.
-        kind: None infers it from the labels of the train file.
+        kind: None infers it from the columns and labels of the train file.
         stratify: Cut within each label.
         keep: Labels to keep; rows with another are dropped. Empty keeps all.
         valid_fraction: Share of the groups of the train file that a missing valid split takes.
@@ -48,6 +62,8 @@ class Prepare:
 
     text: tuple[str, ...] = ()
     label: str | None = None
+    tags: str | None = None
+    separator: str = "|"
     group: str | None = None
     kind: Kind | None = None
     stratify: bool = False
@@ -69,8 +85,10 @@ class Prepare:
             raise RecipeError(
                 f"train_rows={self.train_rows} is out of range; allowed: 2 or more, or null for all"
             )
-        if self.kind == "regression" and (self.keep or self.stratify):
-            raise RecipeError("keep and stratify are for classes; leave them out where kind is regression")
+        if self.kind not in (None, "classification") and (self.keep or self.stratify):
+            raise RecipeError(f"keep and stratify are for classes; leave them out where kind is {self.kind}")
+        if not self.separator:
+            raise RecipeError("separator='' cuts nothing; give the sign between two labels, such as '|'")
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Prepare the splits below `context.folder`.
@@ -84,8 +102,9 @@ class Prepare:
         tables = {split: read_split(paths) for split, paths in sources.items()}
         train_table = tables["train"]
         columns = find_columns(
-            train_table.columns, train_table.rows, self.text, self.label, where=train_table.source
-        )
+            train_table.columns, train_table.rows, self.text, self.label, where=train_table.source,
+            kind=self.kind, tags=self.tags,
+        )  # fmt: skip
         loaded = {split: self._rows(split, table, columns) for split, table in tables.items()}
         dropped = {split: counts for split, (_, counts) in loaded.items()}
         rows = {split: kept for split, (kept, _) in loaded.items()}
@@ -93,10 +112,17 @@ class Prepare:
 
         pair = len(columns.text) == 2
         whole = rows["train"]
-        kind = self._task(whole, pair, self.kind).kind
+        kind = self.kind or columns.kind or ("multilabel" if are_lists(whole.labels) else None)
+        if kind == "multilabel":
+            rows = {split: kept.with_lists(self.separator) for split, kept in rows.items()}
+        kind = self._task(rows["train"], pair, kind).kind
         if kind == "regression" and self.stratify:
             raise DataError(
                 f"{whole.where}: stratify needs classes, and these labels are numbers; leave it out"
+            )
+        if kind != "classification" and (self.stratify or self.keep):
+            raise DataError(
+                f"{whole.where}: stratify and keep need one class a row, not {kind}; leave them out"
             )
         rows = self._cut_missing(rows, train_table)
         task = self._task(rows["train"], pair, kind)
@@ -108,6 +134,11 @@ class Prepare:
             if count:
                 context.progress.say(f"{split}: {count} of {len(examples[split])} texts also occur in train")
 
+        missing = {split: unknown(task, examples[split].labels) for split in ("valid", "test")}
+        for split, lacking in missing.items():
+            for what, count in lacking.items():
+                if count:
+                    context.progress.say(f"{split}: {count} {what} do not occur in train and count as wrong")
         counts = {split: len(examples[split]) for split in SPLITS}
         unlabeled = None
         if (source := artifact.parts.get("unlabeled_source")) is not None:
@@ -123,31 +154,43 @@ class Prepare:
                 save_texts(unlabeled, context.folder / "unlabeled.jsonl")
         return artifact.with_part("data", context.folder).with_figures(
             task=task.to_dict(),
-            columns={"text": list(columns.text), "label": columns.label},
+            columns={
+                "text": list(columns.text),
+                "label": columns.label,
+                **({"tags": columns.tags} if columns.tags else {}),
+            },
             rows=counts,
             dropped=dropped,
             overlap=overlap,
+            **({"unknown": missing} if task.tags else {}),
         )
 
     def _rows(self, split: str, table: Table, columns: Columns) -> tuple[_Rows, dict[str, int]]:
         """The usable rows of a table, and how many were dropped for which reason."""
         if split != "train":
-            columns = find_columns(table.columns, table.rows, columns.text, columns.label, where=table.source)
+            columns = find_columns(
+                table.columns, table.rows, columns.text, columns.label, where=table.source,
+                kind=columns.kind, tags=columns.tags,
+            )  # fmt: skip
         where = f"{split} ({table.source})"
         dropped = {"empty_text": 0, "other_label": 0}
+        if columns.kind == "qa":
+            dropped["no_answer"] = 0
         numbers: list[int] = []
         texts: list[tuple[str, ...]] = []
-        labels: list[Value] = []
+        labels: list[Any] = []
         for number, row in enumerate(table.rows, start=1):
-            values = tuple(_text(row[column]) for column in columns.text)
+            values, label = _example(row, columns, f"{where}, row {number}")
             if self.keep and label_name(row[columns.label]) not in self.keep:
                 dropped["other_label"] += 1
             elif not all(value.strip() for value in values):
                 dropped["empty_text"] += 1
+            elif columns.kind == "qa" and label is None:
+                dropped["no_answer"] += 1
             else:
                 numbers.append(number)
                 texts.append(values)
-                labels.append(row[columns.label])
+                labels.append(label)
         if split == "train":
             self._check_keep(where, labels, table, columns.label)
         if not numbers:
@@ -206,7 +249,7 @@ class Prepare:
 
     def _sampled(self, train: _Rows, count: int, task: Task) -> _Rows:
         chosen = train.take(sample(train.keys, count, self.split_seed), train.where)
-        if len(set(chosen.encoded(task).labels)) < 2:
+        if len({repr(label) for label in chosen.encoded(task).labels}) < 2:
             raise DataError(
                 f"{train.where}: the sample of train_rows={count} has one label only; take more rows"
             )
@@ -220,7 +263,7 @@ class _Rows:
     where: str
     numbers: list[int]
     texts: list[tuple[str, ...]]
-    labels: list[Value]
+    labels: list[Any]
 
     @property
     def keys(self) -> list[str]:
@@ -234,6 +277,10 @@ class _Rows:
             [self.labels[place] for place in places],
         )
 
+    def with_lists(self, separator: str) -> _Rows:
+        """Each label as the list of names that it spells."""
+        return replace(self, labels=[items(label, separator) for label in self.labels])
+
     def encoded(self, task: Task) -> Examples:
         return Examples(self.texts, encode_labels(self.labels, task, self.where, self.numbers))
 
@@ -244,6 +291,19 @@ def _sources(parts: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
     sources = find_splits(train) if train.is_dir() else {"train": (train,)}
     given = {split: (parts[f"{split}_source"],) for split in ("valid", "test") if f"{split}_source" in parts}
     return {**sources, **given}
+
+
+def _example(row: Row, columns: Columns, where: str) -> tuple[tuple[str, ...], Any]:
+    """Texts and raw label of a row; the label of a question without an answer is None."""
+    if columns.kind in ("tokens", "joint"):
+        tokens = items(row[columns.text[0]])
+        tags = read_tags(row[columns.tags or columns.label], tokens, where)
+        label = {"intent": row[columns.label], "tags": tags} if columns.tags else tags
+        return (joined(tokens, where),), label
+    texts = tuple(_text(row[column]) for column in columns.text)
+    if columns.kind == "qa" and all(text.strip() for text in texts):
+        return texts, read_answer(row, columns.label, columns.start, texts[1], where)
+    return texts, row[columns.label]
 
 
 def _unlabeled(
@@ -271,6 +331,8 @@ def _say_dropped(dropped: Mapping[str, Mapping[str, int]], progress: Progress) -
     for split, counts in dropped.items():
         if counts["empty_text"]:
             progress.say(f"{split}: dropped {counts['empty_text']} rows without a text")
+        if counts.get("no_answer"):
+            progress.say(f"{split}: dropped {counts['no_answer']} questions without an answer")
         if counts["other_label"]:
             progress.say(f"{split}: dropped {counts['other_label']} rows whose label is not one to keep")
 

@@ -36,11 +36,11 @@ from pocketlm.distill.pairs import (
 )
 from pocketlm.distill.states import depth_of, width_of
 from pocketlm.distill.teacher_outputs import Store
+from pocketlm.distill.words import word_distance
 from pocketlm.errors import RecipeError
-from pocketlm.finetune import supervised, target_scale, valid_score
+from pocketlm.finetune import Targets, supervised, target_scale, targets_of, valid_score, word_loss
 from pocketlm.models.load import Classifier
 from pocketlm.stage import Context
-from pocketlm.task import Task
 from pocketlm.tokenization.encode import Encoded
 from pocketlm.train import Loss, Point, Precision, Settings, train
 
@@ -54,9 +54,9 @@ class Distill:
         cosine: Weight of the angle between last hidden states.
         attention: Weight of the attention scores' squared distance, mean over the mapped layers.
         relations: Weight of the relations of queries, keys and values, mean over the three.
-        logits: Weight of the logit loss.
+        logits: Weight of the logit loss, of texts and of their words.
         labels: Weight of the loss on the true labels; only texts that have one count in it.
-        logit_loss: `kl` of softened probabilities, or `mse`; regression always takes the latter.
+        logit_loss: `kl` of softened probabilities, or `mse`; numbers always take the latter, words the first.
         temperature: Of `kl`.
         layer_map: Teacher's state for the student's embeddings and for each of its layers, 0 being the
             teacher's embeddings and i its layer i - 1. None takes every kept layer as its own teacher,
@@ -128,10 +128,11 @@ class Distill:
         student = Classifier.load(artifact.parts["student"], task, artifact.figures["max_length"])
         pool, valid = load_pool(artifact), load_split(data, "valid")
         encoded, valid_encoded = student.encode(pool.texts), student.encode(valid.texts)
-        _, scale = target_scale(load_split(data, "train"), task)
+        train_split = load_split(data, "train")
+        _, scale = target_scale(train_split, task)
         store = Store.open(artifact.parts["teacher_outputs"])
         terms = self.terms(artifact, student, encoded, store)
-        targets, settings = torch.tensor(pool.labels), Settings.of(self)
+        targets, settings = targets_of(train_split, task), Settings.of(self)
         inner: list[Point] = []
         if self.inner_epochs:
             alone = replace(self, logits=0.0, labels=0.0)
@@ -224,7 +225,13 @@ class Distill:
         return terms
 
     def loss(
-        self, student: Classifier, encoded: Encoded, store: Store, targets: Tensor, scale: float, terms: Terms
+        self,
+        student: Classifier,
+        encoded: Encoded,
+        store: Store,
+        targets: Targets,
+        scale: float,
+        terms: Terms,
     ) -> Loss:
         """The weighted sum of the terms, one loss an example; numbers are compared in units of `scale`."""
         needed = self._needed(terms)
@@ -253,11 +260,11 @@ class Distill:
                     total = total + self.relations / 3 * distance
             if self.logits:
                 distance = logit_term(
-                    output, store, rows, student.task, scale, self.logit_loss, self.temperature
+                    student, output, encoded, rows, store, scale, self.logit_loss, self.temperature
                 )
                 total = total + self.logits * distance
             if self.labels:
-                total = total + self.labels * label_term(output, targets, rows, student.task, scale)
+                total = total + self.labels * label_term(student, output, encoded, rows, targets, scale)
             return total
 
         return loss
@@ -297,37 +304,57 @@ class Terms:
 
 
 def logit_term(
-    output: Any, store: Store, rows: list[int], task: Task, scale: float, loss: LogitLoss, temperature: float
+    student: Classifier,
+    output: Any,
+    encoded: Encoded,
+    rows: list[int],
+    store: Store,
+    scale: float,
+    loss: LogitLoss,
+    temperature: float,
 ) -> Tensor:
-    """Distance of a student's logits from the stored ones, [batch].
+    """Distance of a student's logits, of texts and of their words, from the stored ones, [batch].
 
     Args:
-        output: Of the student.
-        store: Of the teacher.
+        student: Decides which logits there are.
+        output: Of its model.
+        encoded: The pool in its pieces.
         rows: The examples.
-        task: Decides whether logits have probabilities.
+        store: Of the teacher.
         scale: Unit of numbers.
         loss: Which distance.
         temperature: Of `kl`.
     """
-    wanted = store.logits_of(rows) / scale
-    logits = output.logits.float() / scale
-    return logit_distance(logits, wanted, loss, temperature, task.kind == "regression")
+    total = torch.zeros(len(rows))
+    if student.task.outputs:
+        wanted, said = store.logits_of(rows) / scale, output.logits.float() / scale
+        total = total + logit_distance(said, wanted, loss, temperature, student.task.kind)
+    if store.words is not None:
+        total = total + word_distance(student, output.word_logits, encoded, rows, store.words, temperature)
+    return total
 
 
-def label_term(output: Any, targets: Tensor, rows: list[int], task: Task, scale: float) -> Tensor:
+def label_term(
+    student: Classifier, output: Any, encoded: Encoded, rows: list[int], targets: Targets, scale: float
+) -> Tensor:
     """Loss on the true labels, [batch]; 0 for texts of the pool without one.
 
     Args:
-        output: Of the student.
-        targets: Of the first texts of the pool.
+        student: Decides which loss.
+        output: Of its model.
+        encoded: The pool in its pieces.
         rows: The examples.
-        task: Decides which loss.
+        targets: Of the first texts of the pool.
         scale: Unit of numbers.
     """
-    labelled = torch.tensor(rows) < len(targets)
-    wanted = targets[[row for row in rows if row < len(targets)]] / scale
-    total = torch.zeros(len(rows))
-    if not len(wanted):
+    task = student.task
+    places = [place for place, row in enumerate(rows) if row < len(targets.text)]
+    total, kept = torch.zeros(len(rows)), [rows[place] for place in places]
+    if not places:
         return total
-    return total.masked_scatter(labelled, supervised(output.logits.float()[labelled] / scale, wanted, task))
+    losses = torch.zeros(len(places))
+    if task.outputs:
+        losses = losses + supervised(output.logits.float()[places] / scale, targets.text[kept] / scale, task)
+    if task.word_outputs:
+        losses = losses + word_loss(student, output.word_logits[places], encoded, kept, targets)
+    return total.index_put((torch.tensor(places),), losses)

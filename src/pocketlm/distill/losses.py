@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pocketlm.task import Kind
+
 LogitLoss = Literal["kl", "mse"]
 
 
@@ -32,6 +34,26 @@ def logit_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tens
     student_log = F.log_softmax(student / temperature, dim=-1)
     teacher_log = F.log_softmax(teacher / temperature, dim=-1)
     return (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1) * temperature**2
+
+
+def logit_bernoulli_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Kullback-Leibler divergence of each label's softened yes and no, mean over labels, times temperature².
+
+    `logit_kl` where an example may have several labels: each logit is a choice of its own, p = sigmoid(logit
+    / temperature).
+
+    Args:
+        student: Logits, [batch, labels].
+        teacher: Logits, [batch, labels].
+        temperature: Above 0.
+
+    Returns:
+        Nats, [batch].
+    """
+    ours, theirs = student / temperature, teacher / temperature
+    yes = theirs.sigmoid() * (F.logsigmoid(theirs) - F.logsigmoid(ours))
+    no = (-theirs).sigmoid() * (F.logsigmoid(-theirs) - F.logsigmoid(-ours))
+    return (yes + no).mean(dim=-1) * temperature**2
 
 
 def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -68,7 +90,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 
 def logit_distance(
-    student: Tensor, teacher: Tensor, loss: LogitLoss, temperature: float, regression: bool
+    student: Tensor, teacher: Tensor, loss: LogitLoss, temperature: float, kind: Kind
 ) -> Tensor:
     """The distance of logits that a stage asks for; in regression, always the squared one.
 
@@ -77,14 +99,15 @@ def logit_distance(
         teacher: [batch, outputs].
         loss: `kl` or `mse`.
         temperature: Of `kl`.
-        regression: True where the one output is a number, which has no probabilities.
+        kind: Of the task: a number has no probabilities, and of several labels each has its own.
 
     Returns:
         [batch].
     """
-    if regression or loss == "mse":
+    if kind == "regression" or loss == "mse":
         return logit_mse(student, teacher)
-    return logit_kl(student, teacher, temperature)
+    distance = logit_bernoulli_kl if kind == "multilabel" else logit_kl
+    return distance(student, teacher, temperature)
 
 
 def state_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

@@ -25,9 +25,11 @@ from pocketlm.artifact import Artifact, write_json
 from pocketlm.data.examples import load_pool
 from pocketlm.distill.pairs import Said, layer_map_of
 from pocketlm.distill.states import depth_of, width_of
+from pocketlm.distill.words import WordStore, fill_words, word_offsets
 from pocketlm.errors import RecipeError, storage_errors
 from pocketlm.models.load import EVALUATION_BATCH, Classifier
 from pocketlm.stage import Context
+from pocketlm.task import Task
 from pocketlm.tokenization.align import UNALIGNED, align
 from pocketlm.tokenization.encode import Encoded, load_tokenizer
 from pocketlm.train import Precision, computes_half
@@ -106,6 +108,8 @@ def compute(
     logits = _memmap(folder / "logits.npy", (len(encoded), teacher.task.outputs), np.float32)
     hidden = _memmap(folder / "hidden.npy", (int(offsets[-1]), len(states), width or whole), np.float16)
     positions = _memmap(folder / "positions.npy", (int(offsets[-1]),), np.int32)
+    words = _word_store(folder, teacher.task, encoded.texts)
+    arrays = [logits, hidden, positions, *((words.logits, words.known) if words else ())]
     order = np.argsort(encoded.lengths, kind="stable")
     batches = [order[start : start + EVALUATION_BATCH] for start in range(0, len(order), EVALUATION_BATCH)]
     done_path = folder / "done.json"
@@ -114,7 +118,10 @@ def compute(
         for number in range(done, len(batches)):
             indices = batches[number].tolist()
             output = teacher.model(**teacher.inputs(encoded, indices), output_hidden_states=bool(states))
-            logits[indices] = output.logits.float().numpy()
+            if teacher.task.outputs:
+                logits[indices] = output.logits.float().numpy()
+            if words is not None:
+                fill_words(words, output.word_logits, encoded, indices)
             kept = [output.hidden_states[state].float() for state in states]
             if width is not None:
                 kept = [state @ basis for state, basis in zip(kept, bases, strict=True)]
@@ -123,7 +130,7 @@ def compute(
                 positions[at] = aligned = align(student, encoded, index)
                 _fill(hidden[at], [state[row] for state in kept], aligned)
             if (number + 1) % SAVE_EVERY_BATCHES == 0 or number + 1 == len(batches):
-                for array in (logits, hidden, positions):
+                for array in cast(list[np.memmap], arrays):
                     array.flush()
                 write_json(done_path, number + 1)
             advance(1)
@@ -187,6 +194,16 @@ def principal(moment: Tensor, width: int) -> Tensor:
     return directions * largest.sign()
 
 
+def _word_store(folder: Path, task: Task, texts: Sequence[Sequence[str]]) -> WordStore | None:
+    """Arrays for what is said of words, to be filled; None where the task has none."""
+    if not task.word_outputs:
+        return None
+    offsets = word_offsets(task, texts)
+    np.save(folder / "word_offsets.npy", offsets)
+    logits = _memmap(folder / "word_logits.npy", (int(offsets[-1]), task.word_outputs), np.float32)
+    return WordStore(logits, _memmap(folder / "word_known.npy", (int(offsets[-1]),), np.bool_), offsets)
+
+
 def _memmap(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
     """Open an array of this shape for writing; one of another shape or a half-made one is made anew."""
     array = _found(path)
@@ -218,6 +235,7 @@ class Store:
         positions: Where every position's counterpart stands in the teacher's input; -1 without one.
         offsets: First position of every example, [examples + 1].
         bases: The space of every state, [states, teacher's width, width]; None where they are whole.
+        words: The teacher's logits of words; None where the task has none.
     """
 
     states: tuple[int, ...]
@@ -227,6 +245,7 @@ class Store:
     positions: np.ndarray
     offsets: np.ndarray
     bases: Tensor | None = None
+    words: WordStore | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Store:
@@ -241,6 +260,7 @@ class Store:
                 for name in ("logits", "hidden", "positions", "offsets")
             ),
             bases=torch.from_numpy(np.load(bases)) if bases.exists() else None,
+            words=WordStore.open(folder),
         )
 
     @property

@@ -369,7 +369,7 @@ class TinyBert:
         def loss(model: nn.Module, indices: Sequence[int]) -> Tensor:
             rows = list(indices)
             output = model(**student.inputs(encoded, rows))
-            term = logit_term(output, store, rows, student.task, scale, "kl", self.temperature)
+            term = logit_term(student, output, encoded, rows, store, scale, "kl", self.temperature)
             return self.prediction * term
 
         return loss

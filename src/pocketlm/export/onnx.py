@@ -27,6 +27,7 @@ from pocketlm.errors import PocketError
 from pocketlm.models.load import Classifier
 from pocketlm.runtime.pocket import session
 from pocketlm.stage import Context
+from pocketlm.task import Task
 
 OPSET = 23
 CHECKED_EXAMPLES = 64
@@ -63,25 +64,36 @@ class Export:
         )
 
 
+def graph_outputs(task: Task) -> list[str]:
+    """What a graph of this task returns: `logits`, `word_logits` or both."""
+    return [*(["logits"] if task.outputs else []), *(["word_logits"] if task.word_outputs else [])]
+
+
 class _Logits(nn.Module):
     """A classifier as a function of plain tensors."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
-        self.model, self.names = model, names
+        self.model, self.names, self.outputs = model, names, outputs
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        said = self.model(**dict(zip(self.names, inputs, strict=True)))
+        return tuple(said[name] for name in self.outputs)
 
 
 def export(classifier: Classifier, path: Path) -> None:
-    """Write a classifier as a float32 ONNX graph whose one output is `logits` [batch, outputs]."""
+    """Write a classifier as a float32 ONNX graph.
+
+    Its outputs are `logits` [batch, outputs] where the whole text has labels, and `word_logits`
+    [batch, length, word_outputs] where its words are asked for.
+    """
     encoded = classifier.encode(
         [("a b",) if not classifier.task.pair else ("a b", "c"), ("d",) * (1 + classifier.task.pair)]
     )
     inputs = classifier.inputs(encoded, [0, 1])
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
-    model = _Logits(classifier.model, list(inputs)).eval()
+    outputs = graph_outputs(classifier.task)
+    model = _Logits(classifier.model, list(inputs), outputs).eval()
     with _quiet(), fused_attention(classifier.model):
         program = torch.onnx.export(
             model,
@@ -90,7 +102,7 @@ def export(classifier: Classifier, path: Path) -> None:
             opset_version=OPSET,
             verbose=False,
             input_names=list(inputs),
-            output_names=["logits"],
+            output_names=outputs,
             dynamic_shapes=(tuple({0: batch, 1: length} for _ in inputs),),
         )
     graph = cast(onnx.ModelProto, cast(Any, program).model_proto)
@@ -122,15 +134,20 @@ def fused_attention(model: PreTrainedModel) -> Generator[None]:
 def largest_difference(classifier: Classifier, path: Path, texts: Sequence[Sequence[str]]) -> float:
     """Largest difference of a logit between torch and a graph, relative to the largest logit."""
     encoded = classifier.encode(texts)
-    wanted = classifier.logits(encoded)
-    run = session(path, None)
+    run, outputs = session(path, None), graph_outputs(classifier.task)
     names = {node.name for node in run.get_inputs()}
-    differences = [0.0]
+    classifier.model.eval()
+    largest, differences = 1e-6, [0.0]
     for index in range(len(encoded)):
-        feed = {name: t.numpy() for name, t in classifier.inputs(encoded, [index]).items() if name in names}
-        (got,) = run.run(["logits"], feed)
-        differences.append(float(np.abs(got[0] - wanted[index]).max()))
-    return float(np.max(differences)) / max(float(np.abs(wanted).max()), 1e-6)
+        inputs = classifier.inputs(encoded, [index])
+        with torch.no_grad():
+            said = classifier.model(**inputs)
+        feed = {name: tensor.numpy() for name, tensor in inputs.items() if name in names}
+        for name, got in zip(outputs, run.run(outputs, feed), strict=True):
+            wanted = said[name].float().numpy()
+            differences.append(float(np.abs(got - wanted).max()))
+            largest = max(largest, float(np.abs(wanted).max()))
+    return float(np.max(differences)) / largest
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ from pocketlm.export.onnx import export
 from pocketlm.export.pack import FORMAT, described_files, shipped_bytes
 from pocketlm.measure.controls import scored_row
 from pocketlm.measure.energy import METHOD_TEXT, Meter, request_energy
+from pocketlm.measure.kinds import by_name, confusions, disagreements
 from pocketlm.measure.speed import interleave, peak_ram_bytes, throughput
-from pocketlm.metrics import confusion, headline, retention_interval
+from pocketlm.metrics import Logits, headline, retention_interval
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.runtime.pocket import Pocket, Text, load
 from pocketlm.stage import Context
@@ -30,8 +31,6 @@ WARMUP = 20
 REST_SECONDS = 0.02
 ENERGY_TEXTS = 64
 RAM_TEXTS = 32
-SHOWN_DISAGREEMENTS = 20
-SHOWN_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def compare(
         scored: False leaves the scores out, for a teacher without a head for this task.
 
     Returns:
-        `rows` (the ledger's rows of teacher and pocket), `ratios`, `confusion`, `disagreements`,
+        `rows` (the ledger's rows of teacher and pocket), `ratios`, `confusion`, `by_name`, `disagreements`,
         `tokens_p50`, `request_wh` and `energy_method`.
     """
     teacher_pocket = as_pocket(teacher, context.folder / "teacher-onnx")
@@ -146,6 +145,7 @@ def compare(
             "throughput_x": asdict(batched.ratio("pocket", "teacher")),
         },
         "confusion": confusions(test, logits, teacher.task) if scored else None,
+        "by_name": by_name(test, logits, teacher.task) if scored else None,
         "disagreements": disagreements(test, logits, teacher.task) if scored else [],
         "tokens_p50": int(np.median([len(encoding.ids) for encoding in runs["teacher"].encode(texts)])),
         "request_wh": request_wh,
@@ -221,9 +221,9 @@ def weights_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in names)
 
 
-def scores_of(test: Examples, logits: dict[str, np.ndarray], name: str, task: Task) -> dict[str, Any]:
+def scores_of(test: Examples, logits: dict[str, Logits], name: str, task: Task) -> dict[str, Any]:
     """Score, interval and retention of one side."""
-    labels = np.asarray(test.labels)
+    labels = test.labels
     row = scored_row(task, logits[name], labels)
     if name == "teacher":
         return {**row, "retention_pct": 100.0, "retention_low": None, "retention_high": None}
@@ -233,45 +233,3 @@ def scores_of(test: Examples, logits: dict[str, np.ndarray], name: str, task: Ta
     )
     retention = 100 * row["score"] / teacher_score
     return {**row, "retention_pct": retention, "retention_low": low, "retention_high": high}
-
-
-def confusions(test: Examples, logits: dict[str, np.ndarray], task: Task) -> dict[str, Any] | None:
-    """Counts [true][predicted] of both sides; None in regression."""
-    if task.kind == "regression":
-        return None
-    labels = np.asarray(test.labels)
-    return {"labels": list(task.labels), **{name: confusion(task, logits[name], labels) for name in logits}}
-
-
-def disagreements(test: Examples, logits: dict[str, np.ndarray], task: Task) -> list[dict[str, Any]]:
-    """The texts on which teacher and pocket differ most, most first."""
-    teacher, pocket = logits["teacher"], logits["pocket"]
-    if task.kind == "regression":
-        distance = np.abs(teacher - pocket)[:, 0]
-        said = {name: [f"{value:.2f}" for value in values[:, 0]] for name, values in logits.items()}
-        right = [f"{value:g}" for value in test.labels]
-    else:
-        rows = np.arange(len(teacher))
-        of_teacher, of_pocket = teacher.argmax(axis=1), pocket.argmax(axis=1)
-        margin = (
-            teacher[rows, of_teacher]
-            - teacher[rows, of_pocket]
-            + pocket[rows, of_pocket]
-            - pocket[rows, of_teacher]
-        )
-        distance = np.where(of_teacher == of_pocket, 0, margin)
-        said = {
-            name: [task.labels[int(label)] for label in values.argmax(axis=1)]
-            for name, values in logits.items()
-        }
-        right = [task.labels[int(label)] for label in test.labels]
-    order = [int(row) for row in np.argsort(-distance, kind="stable") if distance[row] > 0]
-    return [
-        {
-            "texts": [text[:SHOWN_CHARACTERS] for text in test.texts[row]],
-            "label": right[row],
-            "teacher": said["teacher"][row],
-            "pocket": said["pocket"][row],
-        }
-        for row in order[:SHOWN_DISAGREEMENTS]
-    ]

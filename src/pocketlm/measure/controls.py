@@ -26,20 +26,23 @@ from torch import Tensor, nn
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
-from pocketlm.finetune import fold_scale, label_loss, target_scale, valid_score
+from pocketlm.finetune import fold_scale, label_loss, target_scale, targets_of, valid_score
 from pocketlm.measure.energy import Meter
 from pocketlm.measure.speed import interleave
-from pocketlm.metrics import bootstrap_interval, headline, score
+from pocketlm.metrics import Labels, Logits, bootstrap_interval, headline, intents, multi_hot, score
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.train import Precision, Settings, train
+from pocketlm.words import WordLogits, WordSums
 
 TIMED_ROUNDS = 200
 STRENGTHS = (0.5, 2.0, 8.0)
 """Inverse regularization strengths tried on valid."""
 TOKEN = r"\w+|[^\w\s]+"
 """Words of any length and runs of signs, so that no text is without a token."""
+NEAR = 2
+"""Pieces on each side that a bag of embeddings looks at for a tag."""
 STATIC = Settings(epochs=15, learning_rate=2e-3, patience=3, precision="fp32")
 
 
@@ -48,13 +51,13 @@ class Control:
     """A trained control.
 
     Args:
-        logits: On test, [examples, outputs].
+        logits: On test, [examples, outputs], or `WordLogits`.
         answer: Answers one test text, given its index; None where it runs as the pocket does.
         parameters: How many it has.
         size_bytes: Of its file; None where it is the pocket's.
     """
 
-    logits: np.ndarray
+    logits: Logits
     answer: Callable[[int], None] | None
     parameters: int
     size_bytes: int | None
@@ -86,12 +89,14 @@ class Controls:
         """Adds the figure `controls`: rows of the ledger, empty where skipped."""
         if not self.enabled:
             return artifact.with_figures(controls=[])
-        linear = "ridge" if artifact.task.kind == "regression" else "logistic regression"
         labels = {
             "no distillation": ("same student, labels only", self.twin),
-            "tf-idf": (f"TF-IDF + {linear}", self.tf_idf),
+            "tf-idf": (tf_idf_label(artifact.task), self.tf_idf),
             "static": ("static embeddings", self.static),
         }
+        # A bag of words has no place for a tag, and neither of the two can choose a part of a context.
+        missing = {"tokens": ("tf-idf",), "qa": ("tf-idf", "static")}.get(artifact.task.kind, ())
+        labels = {name: made for name, made in labels.items() if name not in missing}
         rows: list[dict[str, Any]] = []
         for name, (label, make) in labels.items():
             with Meter() as meter:
@@ -99,7 +104,7 @@ class Controls:
                 control = make(artifact, context)
                 seconds = time.monotonic() - began
             test = load_split(artifact.parts["data"], "test")
-            row = scored_row(artifact.task, control.logits, np.asarray(test.labels))
+            row = scored_row(artifact.task, control.logits, test.labels)
             timings = timed(control.answer, len(test))
             rows.append(
                 {
@@ -140,10 +145,9 @@ class Controls:
         tried: list[tuple[float, Any]] = []
         with context.progress.task("control: TF-IDF", len(STRENGTHS)) as advance:
             for strength in STRENGTHS:
-                model = linear_model(strength, task)
-                model.fit(features, train_.labels)
-                scores = score(task, linear_logits(model, unseen, task), np.asarray(valid.labels))
-                tried.append((scores[task.metric], model))
+                model = fitted(strength, task, features, train_.labels)
+                said = linear_logits(model, unseen, task)
+                tried.append((linear_score(task, said, valid.labels), model))
                 advance(1)
         _, chosen = max(tried, key=itemgetter(0))
         path = context.folder / "tf-idf.safetensors"
@@ -155,6 +159,7 @@ class Controls:
         words = sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.__getitem__)
         save_file(tensors, path, {"vocabulary": json.dumps(words)})
         logits = linear_logits(chosen, ngram_features(vectorizer, test.texts), task)
+        logits = without_tags(task, logits, test.texts) if task.kind == "joint" else logits
 
         def answer(index: int) -> None:
             chosen.predict(ngram_features(vectorizer, test.texts[index : index + 1]))
@@ -190,30 +195,69 @@ class Controls:
 class StaticClassifier(nn.Module):
     """A bag of embeddings: their mean, for a pair also difference and product, under a linear layer.
 
+    A word's tag comes from the embedding of its first piece and the means of the `NEAR` pieces before and
+    after it, under a linear layer.
+
     After model2vec's classifiers and Joulin et al. 2017, fastText (https://arxiv.org/abs/1607.01759).
     """
 
     def __init__(self, table: Tensor, task: Task) -> None:
         super().__init__()
         self.embeddings = nn.Embedding.from_pretrained(table, freeze=False)
-        self.classifier = nn.Linear(table.shape[1] * (4 if task.pair else 1), task.outputs)
+        width = table.shape[1]
+        self.classifier = nn.Linear(width * (4 if task.pair else 1), task.outputs) if task.outputs else None
+        self.word_classifier = nn.Linear(3 * width, task.word_outputs) if task.word_outputs else None
         self.config = SimpleNamespace(type_vocab_size=2)
         self.pair = task.pair
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> SimpleNamespace:
-        """Logits [batch, outputs] of padded ids [batch, length]."""
+        """`logits` [batch, outputs], `word_logits` [batch, length, word_outputs] of ids [batch, length]."""
         states = self.embeddings(input_ids)
+        logits = (
+            None
+            if self.classifier is None
+            else self.classifier(self._text(states, attention_mask, token_type_ids))
+        )
+        words = None
+        if self.word_classifier is not None:
+            words = self.word_classifier(with_neighbours(states, attention_mask))
+        return SimpleNamespace(logits=logits, word_logits=words)
+
+    def _text(self, states: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
 
         def mean(mask: Tensor) -> Tensor:
             weights = mask.to(states.dtype)[..., None]
             return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 
         if not self.pair:
-            return SimpleNamespace(logits=self.classifier(mean(attention_mask)))
+            return mean(attention_mask)
         first = mean(attention_mask * (1 - token_type_ids))
         second = mean(attention_mask * token_type_ids)
-        joined = torch.cat([first, second, (first - second).abs(), first * second], dim=-1)
-        return SimpleNamespace(logits=self.classifier(joined))
+        return torch.cat([first, second, (first - second).abs(), first * second], dim=-1)
+
+
+def with_neighbours(states: Tensor, mask: Tensor, near: int = NEAR) -> Tensor:
+    """Each position beside the means of the positions before and after it; padding is no neighbour.
+
+    Args:
+        states: [batch, length, width].
+        mask: Not 0 where a position is text, [batch, length].
+        near: Positions on each side.
+
+    Returns:
+        [batch, length, 3 · width]: before, itself, after; 0 where there is none.
+    """
+    weights = mask.to(states.dtype)[..., None]
+    length = states.shape[1]
+    padded = nn.functional.pad(torch.cat([states * weights, weights], dim=-1), (0, 0, near, near))
+
+    def mean(offsets: range) -> Tensor:
+        total = torch.stack([padded[:, near + offset : near + offset + length] for offset in offsets]).sum(
+            dim=0
+        )
+        return total[..., :-1] / total[..., -1:].clamp_min(1)
+
+    return torch.cat([mean(range(-near, 0)), states, mean(range(1, near + 1))], dim=-1)
 
 
 def plain_pieces(tokenizer: Tokenizer) -> Tokenizer:
@@ -230,10 +274,12 @@ def fit(
     train_, valid = (load_split(artifact.parts["data"], name) for name in ("train", "valid"))
     encoded, valid_encoded = model.encode(train_.texts), model.encode(valid.texts)
     mean, scale = target_scale(train_, artifact.task)
-    fold_scale(model.model, -mean / scale, 1 / scale)
+    numbers = artifact.task.kind == "regression"
+    if numbers:
+        fold_scale(model.model, -mean / scale, 1 / scale)
     train(
         model.model,
-        label_loss(model, encoded, (np.asarray(train_.labels) - mean) / scale),
+        label_loss(model, encoded, targets_of(train_, artifact.task, mean, scale)),
         encoded.lengths,
         settings,
         lambda: valid_score(model, valid_encoded, valid),
@@ -241,7 +287,16 @@ def fit(
         context.progress,
         description,
     )
-    fold_scale(model.model, mean, scale)
+    if numbers:
+        fold_scale(model.model, mean, scale)
+
+
+def tf_idf_label(task: Task) -> str:
+    """What the row of the TF-IDF control is called."""
+    linear = {"regression": "ridge", "multilabel": "one logistic regression a label"}.get(
+        task.kind, "logistic regression"
+    )
+    return f"TF-IDF + {linear}" + (", intent only (every word O)" if task.kind == "joint" else "")
 
 
 def ngram_features(vectorizer: TfidfVectorizer, texts: Sequence[Sequence[str]]) -> sparse.csr_matrix:
@@ -263,17 +318,66 @@ def linear_model(strength: float, task: Task) -> Any:
     return LogisticRegression(C=strength, max_iter=300)
 
 
+class OneVsRest:
+    """A logistic regression for each label of its own; a label that all or none have is a constant.
+
+    Args:
+        strength: Inverse of the regularization.
+        features: [examples, ngrams].
+        wanted: Which example has which label, bool [examples, labels].
+    """
+
+    def __init__(self, strength: float, features: sparse.csr_matrix, wanted: np.ndarray) -> None:
+        labels = wanted.shape[1]
+        self.coef_ = np.zeros((labels, cast(Any, features).shape[1]))
+        self.intercept_ = np.where(wanted.all(axis=0), 1.0, -1.0)
+        for place in range(labels):
+            if 0 < wanted[:, place].sum() < len(wanted):
+                model: Any = LogisticRegression(C=strength, max_iter=300)
+                model.fit(features, wanted[:, place])
+                self.coef_[place], self.intercept_[place] = model.coef_[0], model.intercept_[0]
+
+    def decision_function(self, features: sparse.csr_matrix) -> np.ndarray:
+        """Logits, [examples, labels]."""
+        return cast(Any, features) @ self.coef_.T + self.intercept_
+
+    def predict(self, features: sparse.csr_matrix) -> np.ndarray:
+        """Which labels each example gets, bool [examples, labels]."""
+        return self.decision_function(features) >= 0
+
+
+def fitted(strength: float, task: Task, features: sparse.csr_matrix, labels: Labels) -> Any:
+    """The linear model of a task; of a joint one, of its intents."""
+    if task.kind == "multilabel":
+        return OneVsRest(strength, features, multi_hot(task, labels))
+    model = linear_model(strength, task)
+    model.fit(features, intents(labels) if task.kind == "joint" else labels)
+    return model
+
+
+def linear_score(task: Task, logits: np.ndarray, labels: Labels) -> float:
+    """The headline metric; of a joint task, the share of intents that are right."""
+    if task.kind == "joint":
+        return float((logits.argmax(axis=1) == intents(labels)).mean())
+    return score(task, logits, labels)[task.metric]
+
+
+def without_tags(task: Task, logits: np.ndarray, texts: Sequence[Sequence[str]]) -> WordLogits:
+    """Logits of the whole texts with no word in a span."""
+    return WordSums(task, texts).logits(logits)
+
+
 def linear_logits(model: Any, features: sparse.csr_matrix, task: Task) -> np.ndarray:
     """[examples, outputs]; a binary logistic regression says only how far it leans to the second label."""
     values = np.asarray(
         model.predict(features) if task.kind == "regression" else model.decision_function(features)
     )
-    if task.kind == "classification" and values.ndim == 1:
+    if task.kind in ("classification", "joint") and values.ndim == 1:
         return np.stack([np.zeros_like(values), values], axis=1)
     return values.reshape(len(values), -1)
 
 
-def scored_row(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def scored_row(task: Task, logits: Logits, labels: Labels) -> dict[str, Any]:
     """Headline score with its bootstrap interval, and the other metrics."""
     scores = score(task, logits, labels)
     low, high = bootstrap_interval(headline(task, logits, labels), len(labels))

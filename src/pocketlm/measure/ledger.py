@@ -71,7 +71,7 @@ def ledger(figures: Mapping[str, Any], costs: Sequence[Cost], seed: int) -> dict
         "rows": [teacher, pocket, *controls],
         "curves": curves(figures),
         "bill": bill(measured, costs),
-        "verdicts": verdicts(pocket, controls, measured["ratios"]),
+        "verdicts": [*verdicts(pocket, controls, measured["ratios"]), *not_in_train(figures)],
         "seed": seed,
     }
 
@@ -94,6 +94,7 @@ def teacher_and_pocket(measured: Mapping[str, Any], task: Task, teacher: str, po
         "ratios": measured["ratios"],
         "curves": [],
         "confusion": measured["confusion"],
+        "by_name": measured.get("by_name"),
         "disagreements": measured["disagreements"],
         "bill": bill(measured, ()),
         "machine": machine(),
@@ -161,6 +162,18 @@ def verdicts(
     ]
     skipped = "The controls were skipped: nothing here shows that distillation was worth it."
     return [*beaten, *slower(ratios), *([] if controls else [skipped])]
+
+
+def not_in_train(figures: Mapping[str, Any]) -> list[str]:
+    """Said where the test split holds intents or tags that no model could learn."""
+    missing: Mapping[str, int] = figures.get("unknown", {}).get("test", {})
+    intents, tags = missing.get("intents", 0), missing.get("tags", 0)
+    if not intents and not tags:
+        return []
+    return [
+        f"Of the test split, {intents} intents and {tags} tags do not occur in train; "
+        "they count as wrong for every model here."
+    ]
 
 
 def slower(ratios: Mapping[str, Any]) -> list[str]:

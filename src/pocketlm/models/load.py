@@ -16,27 +16,30 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pocketlm.data.batches import pad
 from pocketlm.errors import TeacherError
+from pocketlm.models.heads import configure, model_class
 from pocketlm.task import Task
-from pocketlm.tokenization.encode import Encoded, encode, load_tokenizer, pad_id
+from pocketlm.tokenization.encode import Encoded, encode, encode_windows, load_tokenizer, pad_id
+from pocketlm.words import MISSING, WordLogits, WordSums
 
 EVALUATION_BATCH = 64
 # On a CPU and texts of tens of pieces, the fused kernel's backward pass takes twice as long.
 ATTENTION = "eager"
+QUESTION_ANSWERING = "ForQuestionAnswering"
 
 
 @dataclass
 class Classifier:
-    """A transformers classifier with its tokenizer.
+    """A transformers classifier of texts or words with its tokenizer.
 
     Args:
-        model: Any `…ForSequenceClassification` of transformers.
+        model: As `pocketlm.models.heads` makes it.
         tokenizer: Its tokenizer, without padding or truncation of its own.
-        task: What it is asked to do; logits are in the order of `task.labels`.
+        task: What it is asked to do; logits are in the order of `task.labels`, those of words of `task.tags`.
         max_length: Pieces an input is cut to; no more than the model has positions for.
     """
 
@@ -50,7 +53,7 @@ class Classifier:
 
     def encode(self, texts: Sequence[Sequence[str]]) -> Encoded:
         """Tokenize examples as this model reads them."""
-        return encode(self.tokenizer, texts, self.max_length)
+        return encode(self.tokenizer, texts, self.max_length, self.task)
 
     def inputs(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """Padded input tensors of the examples `indices`, each [batch, length]."""
@@ -61,27 +64,63 @@ class Classifier:
             tensors["token_type_ids"] = torch.from_numpy(segments)
         return tensors
 
+    def words(self, encoded: Encoded, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Places of the first pieces of the words of the examples `indices`, and their mask.
+
+        Returns:
+            Places, int64 [batch, words], 0 where there is none; mask, bool [batch, words]: False for
+            padding and for words that were cut off.
+        """
+        places, _ = pad([encoded.words[index] for index in indices], MISSING)
+        tensor = torch.from_numpy(places)
+        return tensor.clamp_min(0), tensor != MISSING
+
     @torch.no_grad()
-    def logits(self, encoded: Encoded) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Logits of every example, [examples, outputs]; the model is left in its mode of before."""
+    def logits(self, encoded: Encoded) -> Any:
+        """What the model says of every example; it is left in its mode of before.
+
+        Returns:
+            Float32 [examples, outputs]; where the task has words, `pocketlm.words.WordLogits`. A context
+            that is longer than the model's input is read in windows.
+        """
         training = self.model.training
         self.model.eval()
-        result = np.zeros((len(encoded), self.task.outputs), dtype=np.float32)
-        order = np.argsort(encoded.lengths, kind="stable")
-        for start in range(0, len(order), EVALUATION_BATCH):
-            indices = order[start : start + EVALUATION_BATCH]
-            result[indices] = self.model(**self.inputs(encoded, indices.tolist())).logits.float().numpy()
+        said = self._word_logits(encoded) if self.task.word_outputs else self._text_logits(encoded)
         self.model.train(training)
+        return said
+
+    def _text_logits(self, encoded: Encoded) -> np.ndarray[Any, np.dtype[np.float32]]:
+        result = np.zeros((len(encoded), self.task.outputs), dtype=np.float32)
+        for indices in self._batches(encoded):
+            result[indices] = self.model(**self.inputs(encoded, indices)).logits.float().numpy()
         return result
+
+    def _word_logits(self, encoded: Encoded) -> WordLogits:
+        text = np.zeros((len(encoded), self.task.outputs), dtype=np.float32)
+        sums = WordSums(self.task, encoded.texts)
+        owners: Sequence[int] = range(len(encoded))
+        if self.task.kind == "qa":
+            encoded, owners = encode_windows(self.tokenizer, encoded.texts, self.max_length, self.task)
+        for indices in self._batches(encoded):
+            output = self.model(**self.inputs(encoded, indices))
+            if output.logits is not None:
+                text[indices] = output.logits.float().numpy()
+            for index, said in zip(indices, output.word_logits.float().numpy(), strict=True):
+                sums.add(owners[index], encoded.words[index], said)
+        return sums.logits(text)
+
+    def _batches(self, encoded: Encoded) -> list[list[int]]:
+        """Examples of like length together."""
+        order = np.argsort(encoded.lengths, kind="stable")
+        return [
+            order[start : start + EVALUATION_BATCH].tolist()
+            for start in range(0, len(order), EVALUATION_BATCH)
+        ]
 
     def save(self, folder: Path) -> None:
         """Write `config.json`, `model.safetensors`, `tokenizer.json` and `tokenizer_config.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.config.id2label = dict(enumerate(self.task.labels or ("value",)))
-        self.model.config.label2id = {label: index for index, label in self.model.config.id2label.items()}
-        self.model.config.problem_type = (
-            "regression" if self.task.kind == "regression" else "single_label_classification"
-        )
+        configure(self.model.config, self.task)
         with quiet_transformers():
             self.model.save_pretrained(str(folder))
         self.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
@@ -94,21 +133,35 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: Path, task: Task, max_length: int) -> Classifier:
-        """Read what `save` wrote, in float32.
+        """Read what `save` wrote, in float32, or a model of transformers with a head for the task.
 
         Raises:
             TeacherError: the weights do not fit the config.
         """
-        return cls(_read_model(folder, new_head=False), load_tokenizer(folder), task, max_length)
+        return cls(_read_model(folder, task, new_head=False), load_tokenizer(folder), task, max_length)
 
 
-def head_of(folder: Path) -> tuple[str, ...] | None:
-    """Label names of a folder's classification head; None where the model has no such head."""
+def head_of(folder: Path, task: Task | None = None) -> tuple[str, ...] | None:
+    """Names of the outputs of a folder's head for tasks like `task`; None where the model has no such head.
+
+    Args:
+        folder: A model.
+        task: None asks for a classification head. A joint head has to know the very tags of the task.
+    """
     config = _read_config(folder)
-    names: list[str] = config.architectures or []
-    if not any(name.endswith("ForSequenceClassification") for name in names):
+    architectures: list[str] = config.architectures or []
+    wanted = ("ForSequenceClassification",)
+    if task is not None and not task.outputs:
+        wanted = ("ForTokenClassification",)
+        if task.kind == "qa" and any(name.endswith(QUESTION_ANSWERING) for name in architectures):
+            return task.names
+    if not any(name.endswith(wanted) for name in architectures):
         return None
-    return tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    if task is not None and task.kind == "joint" and getattr(config, "word_labels", None) != list(task.tags):
+        return None
+    names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    # Any head with two outputs has the right shape, but only one with these names knows what to say.
+    return None if task is not None and task.kind == "qa" and names != task.names else names
 
 
 def with_new_head(folder: Path, task: Task, max_length: int, dropout: float | None = None) -> Classifier:
@@ -118,12 +171,13 @@ def with_new_head(folder: Path, task: Task, max_length: int, dropout: float | No
         TeacherError: transformers knows no classifier of this architecture, or the weights do not fit it.
     """
     config = _read_config(folder)
-    config.num_labels = task.outputs
+    configure(config, task)
+    config.num_labels = len(task.names) or task.outputs
     config.problem_type = None
     if dropout is not None:
         set_dropout(config, dropout)
     try:
-        model = _read_model(folder, new_head=True, config=config)
+        model = _read_model(folder, task, new_head=True, config=config)
     except ValueError as error:
         raise TeacherError(
             f"{folder.name} is of model type {config.model_type}, which transformers cannot load as a "
@@ -143,13 +197,18 @@ def _read_config(folder: Path) -> Any:
         ) from error
 
 
-def _read_model(folder: Path, new_head: bool, **options: Any) -> PreTrainedModel:
+def _read_model(folder: Path, task: Task, new_head: bool, **options: Any) -> PreTrainedModel:
     """The classifier of a folder; what its weights do not hold would be random, which only a head may be."""
+    if task.word_outputs:
+        config = options.setdefault("config", _read_config(folder))
+        if task.kind == "qa":  # the head of `…ForQuestionAnswering` is a token classifier's by another name
+            options["key_mapping"] = {"^qa_outputs": "classifier"}
+            config.num_labels = task.word_outputs
     options |= {"use_safetensors": True, "dtype": torch.float32, "attn_implementation": ATTENTION}
     options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     with quiet_transformers():
-        auto = cast(Any, AutoModelForSequenceClassification)
-        model, found = auto.from_pretrained(str(folder), local_files_only=True, **options)
+        made = model_class(options.get("config"), task)
+        model, found = made.from_pretrained(str(folder), local_files_only=True, **options)
     body = re.compile(rf"{model.base_model_prefix}\.(?!pooler\.)")
     random = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     random = [name for name in random if not new_head or body.match(name)]

@@ -9,6 +9,9 @@ from typing import Any
 from pocketlm.report.ledger import section
 from pocketlm.report.table import markdown_table
 
+PIPELINES = {"tokens": "token-classification", "qa": "question-answering"}
+"""What the Hub calls a task, where it is not text classification."""
+
 
 def card(pocket: Mapping[str, Any]) -> str:
     """A Hub model card from a pocket's own description.
@@ -24,7 +27,7 @@ def card(pocket: Mapping[str, Any]) -> str:
         "---",
         f"license: {json.dumps(teacher['licence'] or 'unknown')}",
         "library_name: pocketlm",
-        "pipeline_tag: text-classification",
+        f"pipeline_tag: {PIPELINES.get(pocket['task']['kind'], 'text-classification')}",
         f"base_model: {json.dumps(teacher['name'])}",
         "---",
         "",
@@ -54,4 +57,6 @@ def card(pocket: Mapping[str, Any]) -> str:
 
 
 def _example(task: Mapping[str, Any]) -> str:
+    if task["kind"] == "qa":
+        return '("a question", "a context")'
     return '("a first text", "a second text")' if task["pair"] else '"a text"'

@@ -19,6 +19,9 @@ from pocketlm.report import confusion, svg, table, units, wording
 from pocketlm.report.ledger import listed, section, text
 from pocketlm.report.units import shorten
 
+MOST_NAMES = 20
+SAID = {"regression": "value", "multilabel": "labels", "tokens": "spans", "joint": "meaning", "qa": "answer"}
+"""What the right answer to an example is called."""
 PICTURES = {"broad": (1136, 460), "middle": (680, 420), "slim": (340, 440)}
 
 
@@ -79,8 +82,9 @@ def _page(pocket: Mapping[str, Any]) -> dict[str, Any]:
         "picture": _picture(ledger, metric),
         "curves": _curves(ledger, metric),
         "confused": _confused(ledger),
-        "classification": task.get("kind") == "classification",
-        "examples": confusion.examples(listed(ledger, "disagreements"), task.get("kind") == "classification"),
+        "by_name": _by_name(ledger, str(task.get("kind"))),
+        "said": SAID.get(str(task.get("kind")), "label"),
+        "examples": confusion.examples(listed(ledger, "disagreements"), task.get("kind") != "regression"),
         "bill": wording.bill_lines(bill, bool(task.get("pair"))),
         "repaid": wording.repaid(bill),
         "bill_notes": _present([wording.lamp(bill.get("make_wh")), shorten(text(bill, "note", ""), 600)]),
@@ -156,6 +160,24 @@ def _confused(ledger: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
+def _by_name(ledger: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
+    """F1 of each side for every type of span or label, the commonest first; None where there is none."""
+    rows: Sequence[Mapping[str, Any]] = listed(ledger, "by_name")
+    if not rows:
+        return None
+    return {
+        "what": "Label" if kind == "multilabel" else "Slot" if kind == "joint" else "Span",
+        "rows": [
+            {
+                "name": shorten(str(row.get("name")), confusion.LABEL_LIMIT),
+                "of": units.count(row.get("of")),
+                **{side: units.score(row.get(side), "f1") for side in ("pocket", "teacher")},
+            }
+            for row in rows[:MOST_NAMES]
+        ],
+    }
+
+
 def _machine(ledger: Mapping[str, Any]) -> list[tuple[str, str]]:
     machine = section(ledger, "machine")
     cores, ram = units.measured(machine.get("cores")), units.measured(machine.get("ram_gb"))
@@ -174,11 +196,12 @@ def _machine(ledger: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _origin(pocket: Mapping[str, Any]) -> list[tuple[str, str]]:
     task, shape = section(pocket, "task"), section(pocket, "shape")
     teacher, data = section(pocket, "teacher"), section(pocket, "data")
-    labels = [shorten(str(label), confusion.LABEL_LIMIT) for label in listed(task, "labels")]
+    named = [("labels", listed(task, "labels")), ("tags", listed(task, "tags"))]
     kind = f"{task.get('kind') or 'task unknown'} of {'text pairs' if task.get('pair') else 'single texts'}"
-    if labels:
-        names = ", ".join(labels[:12]) + (", …" if len(labels) > 12 else "")
-        kind += f", {len(labels)} labels: {names}"
+    for what, found in named:
+        if found:
+            names = [shorten(str(name), confusion.LABEL_LIMIT) for name in found[:12]]
+            kind += f", {len(found)} {what}: {', '.join(names)}{', …' if len(found) > 12 else ''}"
     drawn = [
         f"{units.count(shape[key])} {name}"
         for key, name in (
@@ -204,10 +227,10 @@ def _origin(pocket: Mapping[str, Any]) -> list[tuple[str, str]]:
         for role, names in section(data, "columns").items()
         for name in ([names] if isinstance(names, str) else names)
     ]
-    named = " · ".join(_present([_known(teacher.get("name"), ""), _known(teacher.get("source"), "")]))
+    origin = " · ".join(_present([_known(teacher.get("name"), ""), _known(teacher.get("source"), "")]))
     return [
         ("Task", kind),
-        ("Teacher", named or units.NOT_MEASURED),
+        ("Teacher", origin or units.NOT_MEASURED),
         ("Its licence", _known(teacher.get("licence"))),
         ("The pocket", ", ".join(drawn) or units.NOT_MEASURED),
         ("Data", _known(data.get("source"))),

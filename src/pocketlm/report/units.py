@@ -7,13 +7,19 @@ from typing import Any
 
 NARROW = "\u202f"
 NOT_MEASURED = "–"
-PERCENT_METRICS = frozenset({"accuracy", "f1", "macro_f1", "micro_f1", "precision", "recall"})
+PERCENT_METRICS = frozenset(
+    {
+        *("accuracy", "f1", "macro_f1", "micro_f1", "precision", "recall", "subset_accuracy", "exact_match"),
+        *("span_f1", "span_precision", "span_recall", "sentence_accuracy", "intent_accuracy"),
+    }
+)
 
 _METRIC_NAMES = {
     "accuracy": "accuracy",
     "f1": "F1",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
+    "span_f1": "span F1",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "matthews": "Matthews correlation",

@@ -1,5 +1,5 @@
 """Pockets at work: onnxruntime, tokenizers and numpy, and no torch."""
 
-from pocketlm.runtime.pocket import Pocket, Prediction, load
+from pocketlm.runtime.pocket import Pocket, Prediction, Span, load
 
-__all__ = ["Pocket", "Prediction", "load"]
+__all__ = ["Pocket", "Prediction", "Span", "load"]

@@ -83,6 +83,16 @@ def described(info: dict[str, Any]) -> tuple[str, Task, int]:
         raise PocketError(
             f"{MANIFEST}: a classification has two or more different labels, not {labels!r}; {MEND}"
         )
+    if parsed.kind in ("multilabel", "joint") and (not labels or len(set(labels)) < len(labels)):
+        raise PocketError(f"{MANIFEST}: {parsed.kind} has different labels, not {labels!r}; {MEND}")
+    tags = parsed.tags
+    if (parsed.kind in ("tokens", "joint")) != bool(tags) or len(set(tags)) < len(tags):
+        raise PocketError(
+            f"{MANIFEST}: tokens and joint have different tags, the other kinds none; {parsed.kind} has "
+            f"{tags!r}; {MEND}"
+        )
+    if parsed.kind == "qa" and not parsed.pair:
+        raise PocketError(f"{MANIFEST}: qa is a task on pairs (a question and a context); {MEND}")
     return name, parsed, max_length
 
 

@@ -2,29 +2,32 @@
 
 A pocket keeps what the runtime needs in three files: `pocket.json` (task, labels, checksums), `model.onnx`
 and `tokenizer.json`. The graph takes some of `input_ids`, `attention_mask` and `token_type_ids`
-(int64 [batch, length]) and returns `logits` (float32 [batch, outputs]).
+(int64 [batch, length]) and returns `logits` (float32 [batch, outputs]), `word_logits` (float32 [batch,
+length, word_outputs]; the first piece of a word speaks for it), or both, as the task asks for.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 import onnxruntime
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from pocketlm.errors import InputError, PocketError
 from pocketlm.runtime.manifest import MEND, MODEL, TOKENIZER, check_files, described, read_info
+from pocketlm.runtime.prediction import Prediction, Span, predictions, softmax
+from pocketlm.runtime.windows import Window, windows
 from pocketlm.task import Task
+from pocketlm.words import WordLogits, WordSums, first_pieces, text_of_words, words_of
 
-__all__ = ["Pocket", "Prediction", "load"]
+__all__ = ["Pocket", "Prediction", "Span", "load", "softmax"]
 
 GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-GRAPH_OUTPUT = "logits"
+GRAPH_OUTPUT, WORD_OUTPUT = "logits", "word_logits"
 
 Text = str | tuple[str, str]
 
@@ -47,6 +50,22 @@ class Node(Protocol):
     shape: list[int | str | None]
 
 
+class Pieces(Protocol):
+    """What we use of `tokenizers.Encoding`."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Piece ids."""
+        ...
+
+    @property
+    def type_ids(self) -> list[int]:
+        """Segment of every piece."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
 class Session(Protocol):
     """What we use of `onnxruntime.InferenceSession`."""
 
@@ -61,21 +80,6 @@ class Session(Protocol):
     def run(self, output_names: list[str], input_feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run the graph; safe to call from several threads."""
         ...
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a pocket says of one example.
-
-    Args:
-        label: The best label; None for a regression.
-        score: Softmax probability of `label`; for a regression the predicted value.
-        scores: Probability of every label, in the task's order; None for a regression.
-    """
-
-    label: str | None
-    score: float
-    scores: dict[str, float] | None
 
 
 class Pocket:
@@ -94,7 +98,7 @@ class Pocket:
         self.info = info
         self.name, self.task, self.max_length = described(info)
         self._session = session
-        self._inputs = _graph_inputs(session, self.task)
+        self._inputs = _graph_inputs(session)
         self._pad_id = _pad_id(tokenizer)
         special = tokenizer.num_special_tokens_to_add(self.task.pair)
         if self.max_length <= special:
@@ -103,7 +107,11 @@ class Pocket:
                 f"{MEND}"
             )
         tokenizer.no_padding()
-        cast(Any, tokenizer).enable_truncation(self.max_length, strategy="longest_first")
+        if self.task.kind == "qa":  # a long context is read in windows
+            tokenizer.no_truncation()
+        else:
+            cast(Any, tokenizer).enable_truncation(self.max_length, strategy="longest_first")
+        self._outputs = _graph_outputs(session, self.task)
         self._tokenizer = tokenizer
 
     @property
@@ -114,8 +122,10 @@ class Pocket:
     def __repr__(self) -> str:
         return f"Pocket(name={self.name!r}, task={self.task!r}, max_length={self.max_length})"
 
-    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
+    def encode(self, texts: Sequence[Text]) -> list[Pieces]:
         """Tokenize, truncated to `max_length` tokens and not padded.
+
+        Of a question with a long context, the first window.
 
         Args:
             texts: Strings, or pairs of strings where the task compares two texts.
@@ -123,9 +133,12 @@ class Pocket:
         Raises:
             InputError: `texts` is not what the task takes.
         """
-        return self._tokenizer.encode_batch(_checked_texts(texts, self.task.pair))
+        checked = _checked_texts(texts, self.task.pair)
+        if self.task.kind == "qa":
+            return [own[0] for own in windows(self._tokenizer, cast(Any, checked), self.max_length)]
+        return cast(list[Pieces], self._tokenizer.encode_batch(checked))
 
-    def logits(self, texts: Sequence[Text], batch_size: int = 32) -> np.ndarray:
+    def logits(self, texts: Sequence[Text], batch_size: int = 32) -> Any:
         """Run the model. Texts of like length share a batch, so that little of it is padding.
 
         Args:
@@ -133,7 +146,8 @@ class Pocket:
             batch_size: Examples in one run of the graph.
 
         Returns:
-            float32 [examples, outputs], in the order of `texts`.
+            float32 [examples, outputs], in the order of `texts`; where the task asks for words,
+            `pocketlm.words.WordLogits`.
 
         Raises:
             InputError: `texts` is not what the task takes, or `batch_size` is below 1.
@@ -141,16 +155,37 @@ class Pocket:
         """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} is not usable; give 1 or more")
+        if self.task.word_outputs:
+            return self._word_logits(_checked_texts(texts, self.task.pair), batch_size)
         encodings = self.encode(texts)
-        order = sorted(range(len(encodings)), key=lambda row: len(encodings[row]))
         logits = np.empty((len(encodings), self.task.outputs), dtype=np.float32)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            logits[rows] = self._run([encodings[row] for row in rows])
+        for rows in _batches(encodings, batch_size):
+            (logits[rows],) = self._run([encodings[row] for row in rows])
         return logits
 
+    def _word_logits(self, texts: Sequence[Text], batch_size: int) -> WordLogits:
+        task = self.task
+        examples = [(text,) if isinstance(text, str) else text for text in texts]
+        sums, text_logits = WordSums(task, examples), np.zeros((len(texts), task.outputs), dtype=np.float32)
+        if task.kind == "qa":
+            cut = windows(self._tokenizer, cast(Any, texts), self.max_length)
+        else:
+            cut = [[_window(encoding)] for encoding in self._tokenizer.encode_batch(list(texts))]
+        owners = [example for example, own in enumerate(cut) for _ in own]
+        inputs = [window for own in cut for window in own]
+        words = [words_of(task, example) for example in examples]
+        for rows in _batches(inputs, batch_size):
+            said = dict(zip(self._outputs, self._run([inputs[row] for row in rows]), strict=True))
+            if task.outputs:
+                text_logits[rows] = said[GRAPH_OUTPUT]
+            for row, of_pieces in zip(rows, said[WORD_OUTPUT], strict=True):
+                example, one = owners[row], inputs[row]
+                places = first_pieces(words[example], text_of_words(task), one.origins, one.spans)
+                sums.add(example, places, of_pieces)
+        return sums.logits(text_logits)
+
     def predict(self, texts: Sequence[Text], batch_size: int = 32) -> list[Prediction]:
-        """Say the label or the value of every example.
+        """Say the label, the value, the labels, the spans or the answer of every example.
 
         Args:
             texts: Strings, or pairs of strings where the task compares two texts.
@@ -162,26 +197,26 @@ class Pocket:
 
         Example:
             >>> load("pockets/reviews").predict(["a quiet triumph"])  # doctest: +SKIP
-            [Prediction(label='fresh', score=0.98, scores={'rotten': 0.02, 'fresh': 0.98})]
+            [Prediction(label='fresh', score=0.98, scores={'rotten': 0.02, 'fresh': 0.98}, …)]
         """
-        logits = self.logits(texts, batch_size)
-        if self.task.kind == "regression":
-            return [Prediction(None, float(value), None) for value in logits[:, 0]]
-        return [_classified(row, self.task.labels) for row in softmax(logits)]
+        return predictions(self.task, self.logits(texts, batch_size))
 
-    def _run(self, encodings: list[Encoding]) -> np.ndarray:
+    def _run(self, encodings: Sequence[Pieces]) -> list[np.ndarray]:
         padded = pad(encodings, self._pad_id)
         try:
-            outputs = self._session.run([GRAPH_OUTPUT], {name: padded[name] for name in self._inputs})
+            outputs = self._session.run(self._outputs, {name: padded[name] for name in self._inputs})
         except _ORT_ERRORS as error:
             raise PocketError(
                 f"{MODEL} of pocket {self.name!r} fails on its own tokens: {error}; "
                 f"model and tokenizer may come from two pockets; {MEND}"
             ) from error
-        logits = outputs[0]
-        if logits.shape != (len(encodings), self.task.outputs):
-            raise PocketError(_wrong_width(list(logits.shape), self.task))
-        return logits
+        for name, output in zip(self._outputs, outputs, strict=True):
+            wanted = (len(encodings), self.task.outputs)
+            if name == WORD_OUTPUT:
+                wanted = (*padded["input_ids"].shape, self.task.word_outputs)
+            if output.shape != wanted:
+                raise PocketError(_wrong_width(name, list(output.shape), self.task))
+        return outputs
 
 
 def load(folder: str | Path, threads: int | None = None, verify: bool = True) -> Pocket:
@@ -250,7 +285,7 @@ def physical_cores() -> int:
         return len(allowed)
 
 
-def pad(encodings: Sequence[Encoding], pad_id: int) -> dict[str, np.ndarray]:
+def pad(encodings: Sequence[Pieces], pad_id: int) -> dict[str, np.ndarray]:
     """The graph inputs of one batch, as long as its longest example.
 
     Returns:
@@ -270,17 +305,15 @@ def pad(encodings: Sequence[Encoding], pad_id: int) -> dict[str, np.ndarray]:
     return dict(zip(GRAPH_INPUTS, (input_ids, attention_mask, token_type_ids), strict=True))
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis, computed in float64."""
-    wide = logits.astype(np.float64)
-    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+def _batches(inputs: Sequence[Pieces], batch_size: int) -> list[list[int]]:
+    """Inputs of like length together."""
+    order = sorted(range(len(inputs)), key=lambda row: len(inputs[row]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def _classified(probabilities: np.ndarray, labels: tuple[str, ...]) -> Prediction:
-    scores = dict(zip(labels, probabilities.tolist(), strict=True))
-    best = labels[int(probabilities.argmax())]
-    return Prediction(best, scores[best], scores)
+def _window(encoding: Any) -> Window:
+    origins = [-1 if text is None else text for text in encoding.sequence_ids]
+    return Window(encoding.ids, encoding.type_ids, origins, encoding.offsets)
 
 
 def _checked_texts(texts: Sequence[Text], pair: bool) -> list[Text]:
@@ -308,23 +341,34 @@ def _checked_text(row: int, text: object, pair: bool) -> Text:
     return (strings[0], strings[1]) if pair else strings[0]
 
 
-def _graph_inputs(session: Session, task: Task) -> tuple[str, ...]:
+def _graph_inputs(session: Session) -> tuple[str, ...]:
     names = tuple(node.name for node in session.get_inputs())
     unknown = sorted(set(names) - set(GRAPH_INPUTS))
     if unknown or not names:
         raise PocketError(f"{MODEL} asks for {unknown or 'no input'}; known are {list(GRAPH_INPUTS)}; {MEND}")
-    outputs = {node.name: node.shape for node in session.get_outputs()}
-    if GRAPH_OUTPUT not in outputs:
-        raise PocketError(f"{MODEL} returns {sorted(outputs)}; it must return {GRAPH_OUTPUT!r}; {MEND}")
-    shape = outputs[GRAPH_OUTPUT]
-    # A named axis is not a number, and an unknown shape is empty; such a graph shows its width when it runs.
-    if shape and (len(shape) != 2 or (isinstance(shape[1], int) and shape[1] != task.outputs)):
-        raise PocketError(_wrong_width(list(shape), task))
     return names
 
 
-def _wrong_width(shape: list[Any], task: Task) -> str:
-    return f"{MODEL} returns logits of shape {shape}, and the task needs [batch, {task.outputs}]; {MEND}"
+def _graph_outputs(session: Session, task: Task) -> list[str]:
+    """What the graph is asked for."""
+    wanted = {
+        **({GRAPH_OUTPUT: (2, task.outputs)} if task.outputs else {}),
+        **({WORD_OUTPUT: (3, task.word_outputs)} if task.word_outputs else {}),
+    }
+    outputs = {node.name: node.shape for node in session.get_outputs()}
+    for name, (axes, width) in wanted.items():
+        if name not in outputs:
+            raise PocketError(f"{MODEL} returns {sorted(outputs)}; it must return {name!r}; {MEND}")
+        shape = outputs[name]
+        # A named axis is no number, and an unknown shape is empty; such a graph shows its width when it runs.
+        if shape and (len(shape) != axes or (isinstance(shape[-1], int) and shape[-1] != width)):
+            raise PocketError(_wrong_width(name, list(shape), task))
+    return list(wanted)
+
+
+def _wrong_width(name: str, shape: list[Any], task: Task) -> str:
+    needed = f"[batch, {task.outputs}]" if name == GRAPH_OUTPUT else f"[batch, length, {task.word_outputs}]"
+    return f"{MODEL} returns {name} of shape {shape}, and the task needs {needed}; {MEND}"
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:
