@@ -206,7 +206,7 @@ def test_a_line_of_100_mb_is_refused_in_little_memory(refused: Callable[..., str
     [
         (
             ["--task", "ranking"],
-            "kind='ranking': Input should be 'classification', 'regression', 'multilabel', 'tokens', 'joint' or 'qa'",
+            "Input should be 'classification', 'regression', 'multilabel', 'tokens', 'joint' or 'qa'",
         ),
         (["--fine-tune", "maybe"], "mode='maybe': Input should be 'auto', 'always' or 'never'"),
         (["--train-rows", "1"], "train_rows=1 is out of range"),
