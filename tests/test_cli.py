@@ -204,7 +204,10 @@ def test_a_line_of_100_mb_is_refused_in_little_memory(refused: Callable[..., str
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--task", "ranking"], "kind='ranking': Input should be 'classification' or 'regression'"),
+        (
+            ["--task", "ranking"],
+            "Input should be 'classification', 'regression', 'multilabel', 'tokens', 'joint' or 'qa'",
+        ),
         (["--fine-tune", "maybe"], "mode='maybe': Input should be 'auto', 'always' or 'never'"),
         (["--train-rows", "1"], "train_rows=1 is out of range"),
         (["--group", "film"], "group 'film': there is no such column"),

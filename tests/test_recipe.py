@@ -148,7 +148,7 @@ def test_an_unknown_key_at_any_level_names_the_nearest(values: Any, overrides: A
         (("measure", "rounds", 0), "stage measure: rounds=0 is out of range; it must be 1 or more"),
         (("measure", "batches", 0), "stage measure: batches=0"),
         (("prepare", "text", "review"), "stage prepare: text='review'"),
-        (("prepare", "kind", "ranking"), "'classification' or 'regression'"),
+        (("prepare", "kind", "ranking"), "'tokens', 'joint' or 'qa'"),
         (("prepare", "valid_fraction", 1.0), "valid_fraction=1.0"),
         (("student", "layers", "three"), "stage student: layers"),
         (("student", "layers", [1, "x"]), "stage student: layers"),
