@@ -162,3 +162,10 @@ def settings(overrides: Sequence[tuple[str, str, Any]] = QUICK) -> list[str]:
     return [
         part for stage, key, value in overrides for part in ("--set", f"{stage}.{key}={json.dumps(value)}")
     ]
+
+
+def exact_outputs(**fields: Any) -> Any:
+    """The stage `TeacherOutputs` in float32, whatever the machine likes better."""
+    from pocketlm.distill.teacher_outputs import TeacherOutputs
+
+    return TeacherOutputs(precision="fp32", **fields)

@@ -78,6 +78,8 @@ def run(order: dict[str, Any], folder: Path) -> None:
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         os.environ.update(order.get("environment", {}))
+        # A shell's background job starts with Ctrl-C ignored, and hands that on.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         import pocketlm.measure.compare as compare
         import pocketlm.train as train

@@ -25,6 +25,7 @@ from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.tokenization.align import UNALIGNED, align
 from pocketlm.train import Loss
+from tests.easy import exact_outputs
 from tests.tiny import KilledError
 from tests.tiny_models import (
     BERT_LIKE,
@@ -60,7 +61,7 @@ def ready(
     classifier(architecture, task, layers=3).save(folder / "teacher")
     artifact = prepared(folder, task).with_part("teacher", folder / "teacher")
     artifact = student(artifact, context(folder / "build"))
-    return (outputs or TeacherOutputs())(artifact, context(folder / "outputs"))
+    return (outputs or exact_outputs())(artifact, context(folder / "outputs"))
 
 
 def loss_of(artifact: Artifact, stage: Distill, scale: float = 1.0) -> tuple[Loss, Classifier]:
@@ -183,13 +184,13 @@ def test_terms_can_be_left_out(tmp_path: Path, stage: Distill, zero: set[str]) -
 
 
 def test_logits_alone_need_no_hidden_states(tmp_path: Path) -> None:
-    artifact = ready(tmp_path, outputs=TeacherOutputs(states=()))
+    artifact = ready(tmp_path, outputs=exact_outputs(states=()))
     done = Distill(hidden=0.0, epochs=1, precision="fp32")(artifact, context(tmp_path / "distil"))
     assert len(done.figures["distil"]["curve"]) == 1
 
 
 def test_hidden_states_that_were_not_kept_are_missed(tmp_path: Path) -> None:
-    artifact = ready(tmp_path, outputs=TeacherOutputs(states=()))
+    artifact = ready(tmp_path, outputs=exact_outputs(states=()))
     with pytest.raises(
         RecipeError, match=r"hidden=1\.0 needs .* \[0, 1, 3\], and \[0, 1, 3\] were not kept; set states: "
     ):
@@ -230,7 +231,7 @@ def test_a_killed_distillation_ends_the_same(tmp_path: Path, monkeypatch: pytest
     assert one == two
 
 
-INNER = TeacherOutputs(layer_inputs=True)
+INNER = exact_outputs(layer_inputs=True)
 EVERYTHING = Distill(
     hidden=0.7, cosine=0.9, attention=1.1, relations=1.3, logits=1.5, labels=0.5, relation_heads=8
 )
@@ -329,7 +330,7 @@ def test_a_projection_starts_at_the_ridge_fit(tmp_path: Path) -> None:
 
 
 def test_states_kept_in_the_students_width_need_no_projection(tmp_path: Path) -> None:
-    artifact = of_another_shape(tmp_path, outputs=TeacherOutputs(width=24))
+    artifact = of_another_shape(tmp_path, outputs=exact_outputs(width=24))
     student = Classifier.load(artifact.parts["student"], artifact.task, MAX_LENGTH)
     encoded = student.encode(load_pool(artifact).texts)
     store = Store.open(artifact.parts["teacher_outputs"])
@@ -347,7 +348,7 @@ def test_texts_without_a_label_count_in_all_but_the_labels(tmp_path: Path) -> No
     folder = tmp_path / "pool"
     artifact = ready(tmp_path)
     save_texts([("a film",), ("",), ("naïve 日本 😀",)], artifact.parts["data"] / "unlabeled.jsonl")
-    artifact = TeacherOutputs()(artifact, context(folder))
+    artifact = exact_outputs()(artifact, context(folder))
     rows = [2, 25, 0, 24, 26]
     labels, _ = losses_of(artifact, alone("labels"), rows)
     assert (labels > 0).tolist() == [True, False, True, False, False]
@@ -426,10 +427,10 @@ class KilledAt(Quiet):
     ],
 )
 def test_inner_terms_tell_which_states_they_need(tmp_path: Path, stage: Distill, states: list[int]) -> None:
-    artifact = ready(tmp_path, outputs=TeacherOutputs(states=()))
+    artifact = ready(tmp_path, outputs=exact_outputs(states=()))
     with pytest.raises(RecipeError, match=rf"needs the teacher's states {re.escape(str(states))}"):
         stage(artifact, context(tmp_path / "distil"))
-    artifact = TeacherOutputs(states=tuple(states))(artifact, context(tmp_path / "right"))
+    artifact = exact_outputs(states=tuple(states))(artifact, context(tmp_path / "right"))
     done = replace(stage, epochs=1, precision="fp32")(artifact, context(tmp_path / "distil"))
     assert done.parts["student"].is_dir()
 

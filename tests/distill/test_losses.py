@@ -13,6 +13,7 @@ from pocketlm.distill.losses import (
     attention_mse,
     cosine,
     hidden_mse,
+    logit_bernoulli_kl,
     logit_distance,
     logit_kl,
     logit_mse,
@@ -328,6 +329,8 @@ def test_a_cosine_knows_directions_only(seed: int, factor: float) -> None:
 def test_the_distance_of_logits_that_is_asked_for() -> None:
     student, teacher = randn(0, 5, 3), randn(1, 5, 3)
     kl, mse = logit_kl(student, teacher, 3.0), logit_mse(student, teacher)
-    assert torch.equal(logit_distance(student, teacher, "kl", 3.0, False), kl)
-    assert torch.equal(logit_distance(student, teacher, "mse", 3.0, False), mse)
-    assert torch.equal(logit_distance(student, teacher, "kl", 3.0, True), mse)
+    assert torch.equal(logit_distance(student, teacher, "kl", 3.0, "classification"), kl)
+    assert torch.equal(logit_distance(student, teacher, "mse", 3.0, "joint"), mse)
+    assert torch.equal(logit_distance(student, teacher, "kl", 3.0, "regression"), mse)
+    several = logit_bernoulli_kl(student, teacher, 3.0)
+    assert torch.equal(logit_distance(student, teacher, "kl", 3.0, "multilabel"), several)

@@ -15,10 +15,10 @@ from pocketlm.distill.online import Online
 from pocketlm.distill.pairs import pair_of
 from pocketlm.distill.relations import Relations, relation_loss
 from pocketlm.distill.states import attention_of, relations
-from pocketlm.distill.teacher_outputs import TeacherOutputs
 from pocketlm.errors import RecipeError
 from pocketlm.models.load import Classifier
 from pocketlm.stage import Context
+from tests.easy import exact_outputs
 from tests.tiny_models import ARCHITECTURES, MAX_LENGTH, SINGLE, Architecture, classifier, prepared
 
 FAST = Relations(epochs=6, learning_rate=3e-3, batch_size=8, precision="fp32", warmup=0.0)
@@ -48,7 +48,7 @@ def test_a_student_of_another_shape_learns_relations(tmp_path: Path, teacher: Ar
     assert losses[-1] < 0.9 * losses[0]
     assert figures["relation_heads"] == 8 and figures["texts"] == 24
     # The task follows.
-    done = TeacherOutputs(states=())(done, context(tmp_path / "outputs"))
+    done = exact_outputs(states=())(done, context(tmp_path / "outputs"))
     stage = Distill(hidden=0.0, epochs=1, precision="fp32")
     assert stage(done, context(tmp_path / "distil")).parts["student"].is_dir()
 

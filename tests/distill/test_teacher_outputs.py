@@ -12,7 +12,7 @@ import torch
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split, save_texts
-from pocketlm.distill.teacher_outputs import Store, TeacherOutputs, compute, principal
+from pocketlm.distill.teacher_outputs import Store, compute, principal
 from pocketlm.errors import RecipeError
 from pocketlm.models.load import Classifier
 from pocketlm.models.student import BuildStudent
@@ -21,15 +21,11 @@ from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.tokenization.align import UNALIGNED, align
 from pocketlm.tokenization.encode import encode
+from tests.easy import exact_outputs
 from tests.tiny import KilledError
 from tests.tiny_models import BERT_LIKE, MAX_LENGTH, PAIR, SINGLE, VALUE, Architecture, classifier, prepared
 
 STUDENT = BuildStudent(layers=2, intermediate_size=24, vocabulary=100)
-
-
-def exact(**fields: Any) -> TeacherOutputs:
-    """The stage in float32, whatever the machine likes better."""
-    return TeacherOutputs(precision="fp32", **fields)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +64,7 @@ def test_the_store_holds_what_the_teacher_says(
     tmp_path: Path, architecture: Architecture, task: Task
 ) -> None:
     artifact = with_student(tmp_path, architecture, task)
-    done = exact()(artifact, context(tmp_path / "outputs"))
+    done = exact_outputs()(artifact, context(tmp_path / "outputs"))
     # Layers 3 of the teacher cut to 2: its layers 0 and 2.
     assert artifact.figures["shape"]["teacher_layers"] == [0, 2]
     assert done.figures["teacher_states"] == [0, 1, 3]
@@ -97,7 +93,7 @@ def test_the_store_holds_what_the_teacher_says(
 
 def test_a_batch_of_states_is_padded_as_the_students_inputs_are(tmp_path: Path) -> None:
     artifact = with_student(tmp_path, max_length=80)
-    store = Store.open(exact()(artifact, context(tmp_path / "outputs")).parts["teacher_outputs"])
+    store = Store.open(exact_outputs()(artifact, context(tmp_path / "outputs")).parts["teacher_outputs"])
     _, student = both(artifact)
     encoded = student.encode(load_split(artifact.parts["data"], "train").texts)
     rows = [7, 2, 11, 2]
@@ -155,9 +151,9 @@ def test_a_killed_run_ends_with_the_same_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     artifact = with_student(tmp_path)
-    whole = exact()(artifact, context(tmp_path / "whole"))
+    whole = exact_outputs()(artifact, context(tmp_path / "whole"))
     with pytest.raises(KilledError):
-        exact()(artifact, context(tmp_path / "killed", KilledAt(batch)))
+        exact_outputs()(artifact, context(tmp_path / "killed", KilledAt(batch)))
     saved = json.loads((tmp_path / "killed" / "done.json").read_text()) if batch > 1 else 0
     assert saved == {1: 0, 2: 2, 3: 2, 5: 5}[batch]
     # What was not saved may be lost: the batches behind the mark are made again.
@@ -168,7 +164,7 @@ def test_a_killed_run_ends_with_the_same_store(
         "inputs",
         lambda self, encoded, rows: (asked.extend(rows), forward(self, encoded, rows))[1],
     )
-    resumed = exact()(artifact, context(tmp_path / "killed"))
+    resumed = exact_outputs()(artifact, context(tmp_path / "killed"))
     assert len(asked) == 24 - 5 * saved if saved < 5 else not asked
     for name in ("logits", "hidden", "positions", "offsets"):
         one, two = (
@@ -180,12 +176,12 @@ def test_a_killed_run_ends_with_the_same_store(
 
 def test_a_half_made_array_is_made_anew(tmp_path: Path) -> None:
     artifact = with_student(tmp_path)
-    whole = Store.open(exact()(artifact, context(tmp_path / "whole")).parts["teacher_outputs"])
+    whole = Store.open(exact_outputs()(artifact, context(tmp_path / "whole")).parts["teacher_outputs"])
     for content in (b"", b"\x93NUMPY", (tmp_path / "whole" / "hidden.npy").read_bytes()[:200]):
         folder = tmp_path / "half"
         place = context(folder)
         (folder / "hidden.npy").write_bytes(content)
-        again = Store.open(exact()(artifact, place).parts["teacher_outputs"])
+        again = Store.open(exact_outputs()(artifact, place).parts["teacher_outputs"])
         assert np.array_equal(again.hidden, whole.hidden)
         for path in folder.iterdir():
             path.unlink()
@@ -193,18 +189,18 @@ def test_a_half_made_array_is_made_anew(tmp_path: Path) -> None:
 
 def test_a_finished_store_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = with_student(tmp_path)
-    first = exact()(artifact, context(tmp_path / "outputs"))
+    first = exact_outputs()(artifact, context(tmp_path / "outputs"))
 
     def never(*_: object) -> None:
         raise AssertionError("the teacher was run again")
 
     monkeypatch.setattr(Classifier, "inputs", never)
-    assert exact()(artifact, context(tmp_path / "outputs")) == first
+    assert exact_outputs()(artifact, context(tmp_path / "outputs")) == first
 
 
 def test_no_states_are_logits_only(tmp_path: Path) -> None:
     artifact = with_student(tmp_path)
-    done = exact(states=())(artifact, context(tmp_path / "outputs"))
+    done = exact_outputs(states=())(artifact, context(tmp_path / "outputs"))
     store = Store.open(done.parts["teacher_outputs"])
     teacher, _ = both(artifact)
     texts = load_split(artifact.parts["data"], "train").texts
@@ -215,8 +211,8 @@ def test_no_states_are_logits_only(tmp_path: Path) -> None:
 
 def test_states_of_ones_own(tmp_path: Path) -> None:
     artifact = with_student(tmp_path)
-    default = Store.open(exact()(artifact, context(tmp_path / "a")).parts["teacher_outputs"])
-    done = exact(states=(3, 0, 0))(artifact, context(tmp_path / "b"))
+    default = Store.open(exact_outputs()(artifact, context(tmp_path / "a")).parts["teacher_outputs"])
+    done = exact_outputs(states=(3, 0, 0))(artifact, context(tmp_path / "b"))
     own = Store.open(done.parts["teacher_outputs"])
     assert own.states == (0, 3) and done.figures["teacher_states"] == [0, 3]
     assert np.array_equal(own.hidden[:, 0], default.hidden[:, 0])
@@ -224,14 +220,14 @@ def test_states_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_layer_inputs_are_kept_beside_their_outputs(tmp_path: Path) -> None:
-    done = exact(layer_inputs=True)(with_student(tmp_path), context(tmp_path / "a"))
+    done = exact_outputs(layer_inputs=True)(with_student(tmp_path), context(tmp_path / "a"))
     assert done.figures["teacher_states"] == [0, 1, 2, 3]
 
 
 def test_states_of_a_student_that_was_not_cut_out_are_spread(tmp_path: Path) -> None:
     artifact = with_student(tmp_path)
     shape = {name: value for name, value in artifact.figures["shape"].items() if name != "teacher_layers"}
-    done = exact()(artifact.with_figures(shape=shape), context(tmp_path / "a"))
+    done = exact_outputs()(artifact.with_figures(shape=shape), context(tmp_path / "a"))
     assert done.figures["teacher_states"] == [0, 1, 3]
 
 
@@ -239,22 +235,22 @@ def test_states_of_a_student_that_was_not_cut_out_are_spread(tmp_path: Path) -> 
 def test_states_that_the_teacher_has_not_are_refused(tmp_path: Path, states: tuple[int, ...]) -> None:
     artifact = with_student(tmp_path)
     with pytest.raises(RecipeError) as error:
-        exact(states=states)(artifact, context(tmp_path / "outputs"))
+        exact_outputs(states=states)(artifact, context(tmp_path / "outputs"))
     assert str(error.value) == f"states={list(states)} are not all states of the teacher: 0 to 3"
 
 
 @pytest.mark.parametrize("width", [0, -1, 33])
 def test_a_width_out_of_range_is_refused(tmp_path: Path, width: int) -> None:
     with pytest.raises(RecipeError, match=rf"width={width} is out of range; .* allowed: 1 to 32, or null"):
-        exact(width=width)(with_student(tmp_path), context(tmp_path / "outputs"))
+        exact_outputs(width=width)(with_student(tmp_path), context(tmp_path / "outputs"))
 
 
 def test_the_pool_is_asked_not_train_alone(tmp_path: Path) -> None:
     artifact = with_student(tmp_path)
-    alone = Store.open(exact()(artifact, context(tmp_path / "alone")).parts["teacher_outputs"])
+    alone = Store.open(exact_outputs()(artifact, context(tmp_path / "alone")).parts["teacher_outputs"])
     more = [("a film without a label",), ("",), ("naïve 日本 😀",)]
     save_texts(more, artifact.parts["data"] / "unlabeled.jsonl")
-    store = Store.open(exact()(artifact, context(tmp_path / "pool")).parts["teacher_outputs"])
+    store = Store.open(exact_outputs()(artifact, context(tmp_path / "pool")).parts["teacher_outputs"])
     teacher, _ = both(artifact)
     assert len(store.logits) == 27 and np.allclose(store.logits[:24], alone.logits, atol=1e-5)
     assert np.allclose(store.logits[24:], teacher.logits(teacher.encode(more)), atol=1e-5)
@@ -263,8 +259,8 @@ def test_the_pool_is_asked_not_train_alone(tmp_path: Path) -> None:
 def test_states_in_fewer_directions(tmp_path: Path) -> None:
     """Orthonormal, the longest first, and together as good as any: the rest of the length is lost."""
     artifact = with_student(tmp_path)
-    whole = Store.open(exact()(artifact, context(tmp_path / "a")).parts["teacher_outputs"])
-    thin = Store.open(exact(width=8)(artifact, context(tmp_path / "b")).parts["teacher_outputs"])
+    whole = Store.open(exact_outputs()(artifact, context(tmp_path / "a")).parts["teacher_outputs"])
+    thin = Store.open(exact_outputs(width=8)(artifact, context(tmp_path / "b")).parts["teacher_outputs"])
     assert thin.hidden.shape == (*whole.hidden.shape[:2], 8) and thin.width == 8
     assert thin.bases is not None and thin.bases.shape == (3, 32, 8)
     for state, basis in zip(whole.states, thin.bases, strict=True):
@@ -280,10 +276,8 @@ def test_states_in_fewer_directions(tmp_path: Path) -> None:
 
 def test_all_directions_are_the_states_themselves(tmp_path: Path) -> None:
     artifact = with_student(tmp_path)
-    stores = [
-        Store.open(exact(width=width)(artifact, context(tmp_path / str(width))).parts["teacher_outputs"])
-        for width in (None, 32)
-    ]
+    made = [exact_outputs(width=width)(artifact, context(tmp_path / str(width))) for width in (None, 32)]
+    stores = [Store.open(each.parts["teacher_outputs"]) for each in made]
     assert stores[1].bases is None and np.array_equal(stores[0].hidden, stores[1].hidden)
 
 
@@ -292,7 +286,7 @@ def test_a_killed_run_ends_in_the_same_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     artifact = with_student(tmp_path)
-    stage = exact(width=5)
+    stage = exact_outputs(width=5)
     whole = stage(artifact, context(tmp_path / "whole"))
     with pytest.raises(KilledError):
         stage(artifact, context(tmp_path / "killed", KilledAt(batch)))
@@ -317,7 +311,7 @@ def test_principal_directions_of_a_plane() -> None:
 
 
 def test_states_that_were_not_kept_are_missed(tmp_path: Path) -> None:
-    done = exact(states=(0, 3))(with_student(tmp_path), context(tmp_path / "a"))
+    done = exact_outputs(states=(0, 3))(with_student(tmp_path), context(tmp_path / "a"))
     store = Store.open(done.parts["teacher_outputs"])
     store.need([3, 0], "nothing")
     with pytest.raises(RecipeError) as error:
@@ -333,7 +327,7 @@ def test_the_teacher_is_asked_without_dropout(tmp_path: Path) -> None:
     made = classifier(layers=3, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     made.save(tmp_path / "dropping")
     stores = [
-        Store.open(exact()(given, context(tmp_path / name)).parts["teacher_outputs"])
+        Store.open(exact_outputs()(given, context(tmp_path / name)).parts["teacher_outputs"])
         for name, given in (
             ("plain", artifact),
             ("other", replace(artifact).with_part("teacher", tmp_path / "dropping")),

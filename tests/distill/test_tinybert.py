@@ -32,10 +32,11 @@ from pocketlm.progress import Quiet
 from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.train import Loss
+from tests.easy import exact_outputs
 from tests.tiny import KilledError
 from tests.tiny_models import BERT_LIKE, MAX_LENGTH, PAIR, SINGLE, VALUE, Architecture, classifier, prepared
 
-INNER = TeacherOutputs(layer_inputs=True)
+INNER = exact_outputs(layer_inputs=True)
 FAST = TinyBert(
     epochs_intermediate=6, epochs_prediction=4, learning_rate_intermediate=3e-3,
     learning_rate_prediction=3e-3, batch_size=8, precision="fp32", warmup=0.0,
@@ -179,7 +180,7 @@ def test_both_stages_bring_the_student_nearer(tmp_path: Path, task: Task) -> Non
 
 
 def test_stage_2_is_equation_10_up_to_the_teachers_entropy(tmp_path: Path) -> None:
-    artifact = ready(tmp_path, outputs=TeacherOutputs(states=()))
+    artifact = ready(tmp_path, outputs=exact_outputs(states=()))
     student = student_of(artifact)
     encoded = student.encode(load_pool(artifact).texts)
     store = Store.open(artifact.parts["teacher_outputs"])
@@ -204,7 +205,7 @@ def test_stage_2_is_equation_10_up_to_the_teachers_entropy(tmp_path: Path) -> No
     ],
 )
 def test_a_stage_can_be_left_out(tmp_path: Path, fields: dict[str, Any], curves: tuple[int, int]) -> None:
-    outputs = TeacherOutputs(states=()) if curves[0] == 0 else INNER
+    outputs = exact_outputs(states=()) if curves[0] == 0 else INNER
     artifact = ready(tmp_path, outputs=outputs)
     done = replace(FAST, **fields)(artifact, context(tmp_path / "tinybert"))
     figures = done.figures["distil"]
@@ -215,7 +216,7 @@ def test_a_stage_can_be_left_out(tmp_path: Path, fields: dict[str, Any], curves:
 
 
 def test_online_needs_no_states(tmp_path: Path) -> None:
-    artifact = ready(tmp_path, outputs=TeacherOutputs(states=()))
+    artifact = ready(tmp_path, outputs=exact_outputs(states=()))
     done = replace(FAST, online=True, epochs_intermediate=1)(artifact, context(tmp_path / "tinybert"))
     assert len(done.figures["distil"]["inner_curve"]) == 1
     with pytest.raises(

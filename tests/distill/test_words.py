@@ -9,13 +9,14 @@ import torch
 from pocketlm.data.examples import load_split
 from pocketlm.distill.layers import Distill
 from pocketlm.distill.losses import logit_bernoulli_kl, logit_kl
-from pocketlm.distill.teacher_outputs import Store, TeacherOutputs
+from pocketlm.distill.teacher_outputs import Store
 from pocketlm.distill.words import span_kl, word_kl
 from pocketlm.models.load import Classifier
 from pocketlm.models.student import BuildStudent
 from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.words import words_of
+from tests.easy import exact_outputs
 from tests.tiny_models import MANY, MAX_LENGTH, ON_WORDS, classifier, prepared
 
 both = pytest.mark.parametrize("distance", [word_kl, span_kl])
@@ -76,7 +77,7 @@ def test_the_store_holds_what_the_teacher_says_of_words(tmp_path: Path, task: Ta
     teacher.save(tmp_path / "teacher")
     artifact = prepared(tmp_path, task).with_part("teacher", tmp_path / "teacher")
     artifact = BuildStudent(layers=2, vocabulary=100)(artifact, context(tmp_path / "student"))
-    done = TeacherOutputs()(artifact, context(tmp_path / "outputs"))
+    done = exact_outputs()(artifact, context(tmp_path / "outputs"))
     store = Store.open(done.parts["teacher_outputs"]).words
     assert store is not None
     texts = load_split(artifact.parts["data"], "train").texts
@@ -101,7 +102,7 @@ def test_a_student_learns_to_say_what_its_teacher_says(tmp_path: Path, task: Tas
     classifier(task=task, max_length=40).save(tmp_path / "teacher")
     artifact = prepared(tmp_path, task).with_part("teacher", tmp_path / "teacher").with_figures(max_length=40)
     artifact = BuildStudent(layers=2, vocabulary=100)(artifact, context(tmp_path / "student"))
-    artifact = TeacherOutputs()(artifact, context(tmp_path / "outputs"))
+    artifact = exact_outputs()(artifact, context(tmp_path / "outputs"))
     stage = Distill(epochs=6, learning_rate=3e-3, batch_size=8, precision="fp32", labels=0.1)
     done = stage(artifact, context(tmp_path / "distil"))
     texts = load_split(artifact.parts["data"], "train").texts

@@ -57,7 +57,7 @@ def test_every_learned_piece_is_spelled_by_the_teachers(kind: Kind) -> None:
 
 def test_a_known_piece_keeps_its_row_and_a_new_one_is_the_mean() -> None:
     made = classifier()
-    new = learn(made.tokenizer, [("lovingly lovingly filming",)] * 9, 10_000)
+    new = learn(made.tokenizer, [("lovingly lovingly filming film",)] * 9, 10_000)
     rows = embed_pieces(made.model, made.tokenizer, new)
     table = made.model.get_input_embeddings().weight
     assert torch.equal(rows[new.token_to_id("film")], table[made.tokenizer.token_to_id("film")])

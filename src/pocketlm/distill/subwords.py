@@ -17,6 +17,7 @@ student alone on its own pieces) is not implemented.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
@@ -32,7 +33,7 @@ from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_pool, load_split
 from pocketlm.distill.augment import padded_targets
 from pocketlm.distill.projections import Direction, Projections
-from pocketlm.errors import RecipeError
+from pocketlm.errors import RecipeError, TeacherError
 from pocketlm.models.families import encoder_layers
 from pocketlm.models.load import ATTENTION, EVALUATION_BATCH, Classifier, parameters_of, quiet_transformers
 from pocketlm.models.masked_lm import (
@@ -107,6 +108,12 @@ class Subwords:
         torch.manual_seed(self.seed)
         teacher, _ = load_masked_lm(artifact.parts["teacher_source"], max_length)
         teacher_parameters = parameters_of(Classifier.load(artifact.parts["teacher"], task, max_length).model)
+        kind = json.loads(teacher.tokenizer.to_str())["model"]["type"]
+        if kind != "WordPiece":
+            raise TeacherError(
+                f"the teacher's tokenizer is of type {kind}; two vocabularies are mixed word by word in the manner "
+                "of WordPiece only; use the student and distill stages instead"
+            )
         tokenizer = learn(teacher.tokenizer, texts, self.vocabulary)
         student = build_student(teacher, tokenizer, self.hidden_size, texts)
         widen_vocabulary(teacher, tokenizer)
@@ -203,7 +210,11 @@ def build_student(
         RecipeError: the width does not divide by the teacher's heads.
         TeacherError: the teacher is not of the BERT family.
     """
-    encoder_layers(teacher.model)
+    if not hasattr(encoder_layers(teacher.model)[0], "intermediate"):
+        raise TeacherError(
+            f"{type(teacher.model).__name__} is not built of BERT-like layers, so no narrow student follows "
+            "it yet; use a BERT, ELECTRA, MPNet or MegatronBERT teacher"
+        )
     config: Any = type(teacher.model.config).from_dict(teacher.model.config.to_dict())
     heads = config.num_attention_heads
     if hidden_size % heads:

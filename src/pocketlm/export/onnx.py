@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
 from pocketlm.errors import PocketError
+from pocketlm.export.fuse import fuse_attention
 from pocketlm.models.load import Classifier
 from pocketlm.runtime.pocket import session
 from pocketlm.stage import Context
@@ -107,6 +108,7 @@ def export(classifier: Classifier, path: Path) -> None:
         )
     graph = cast(onnx.ModelProto, cast(Any, program).model_proto)
     forget_origin(graph)
+    fuse_attention(graph)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, path)
 

@@ -32,7 +32,8 @@ class Cost:
 
 TEACHER_STAGES = ("finetune",)
 POCKET_STAGES = (
-    *("student", "tinybert_general", "relations", "teacher_outputs", "tinybert", "distill"),
+    *("augment", "student", "subwords", "tinybert_general", "relations"),
+    *("teacher_outputs", "tinybert", "distill"),
     *("export", "int8", "pack"),
 )
 

@@ -98,13 +98,16 @@ def interleave(
 ) -> Timings:
     """Time callables in turn: A B, B A, A B, … each pair on the same input.
 
+    Each timed call follows one of the same callable on the input before, untimed: what is measured is a
+    model in a stream of requests, not one that finds the other's weights in the caches.
+
     Args:
         runs: Name to a callable that takes the index of a real test input and runs it once.
         inputs: Number of inputs; round r uses input r modulo `inputs`.
         rounds: Timed rounds.
         warmup: Rounds before, not timed.
-        pause_seconds: Rest before each call, not timed. Torch's threads wait for work in a spin for some
-            milliseconds, and would take the cores from whoever comes next.
+        pause_seconds: Rest before each pair of calls, not timed. Torch's threads wait for work in a spin
+            for some milliseconds, and would take the cores from whoever comes next.
 
     Raises:
         InputError: there is nothing to time.
@@ -123,6 +126,7 @@ def interleave(
         for name in list(runs)[::turn]:
             if pause_seconds:
                 time.sleep(pause_seconds)
+            runs[name]((index - 1) % inputs)
             start = time.perf_counter_ns()
             runs[name](index)
             stop = time.perf_counter_ns()
