@@ -111,7 +111,7 @@ class Subwords:
         kind = json.loads(teacher.tokenizer.to_str())["model"]["type"]
         if kind != "WordPiece":
             raise TeacherError(
-                f"the teacher's tokenizer is of type {kind}; two vocabularies are mixed word by word in the manner "
+                f"the teacher's tokenizer is of type {kind}; words are mixed in the manner "
                 "of WordPiece only; use the student and distill stages instead"
             )
         tokenizer = learn(teacher.tokenizer, texts, self.vocabulary)
