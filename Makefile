@@ -1,10 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup check test docs bench tables demo
+.PHONY: help setup check test docs bench bench-distill tables demo
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
 
 setup: .venv/.ready  ## .venv with the package, its extras and the tools, at the versions of constraints.txt
 
@@ -39,6 +39,10 @@ demo: setup  ## shrink a real teacher on real data, in minutes
 
 bench: setup  ## measure the demo and your own data, then rewrite the tables
 	@$(BIN)/python benchmarks/run.py demo own-data
+	@$(BIN)/python scripts/readme_tables.py
+
+bench-distill: setup  ## every distilled row, or those of ARGS='--rows point-a --tasks critics'
+	@$(BIN)/python benchmarks/run.py distill $(ARGS)
 	@$(BIN)/python scripts/readme_tables.py
 
 tables: setup  ## rewrite the tables of README and docs from benchmarks/results

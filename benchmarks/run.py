@@ -2,10 +2,12 @@
 
     python benchmarks/run.py demo              the embedded demo, 3 seeds
     python benchmarks/run.py own-data          sst2, mrpc and stsb with the default recipe
+    python benchmarks/run.py distill           every method on every task, from both teachers
     python benchmarks/run.py demo --seeds 0    one seed
+    python benchmarks/run.py distill --rows point-a tinybert --tasks critics --teachers minilm
 
 A run that was stopped goes on where it was: stages come from pocketlm's own cache, and a row that is
-already in the results under the same recipe, seed and commit is not measured again.
+in the results already, made by the same recipe with the same seed, is not measured again (`--again` does).
 """
 
 from __future__ import annotations
@@ -17,19 +19,46 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketlm.measure.machine import commit
 from pocketlm.progress import Bars
-from pocketlm.recipe import Override
+from pocketlm.recipe import Override, demo
 from pocketlm.runtime.manifest import read_info
 from pocketlm.shrink import resolved_recipe, shrink
-from pocketlm.sources import DEFAULT_TEACHER
+from pocketlm.sources import DEFAULT_DATA, DEFAULT_TEACHER, MPNET
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+
+TEACHERS = {"minilm": DEFAULT_TEACHER, "mpnet": MPNET}
+# Every student learns from the same teacher, and no seed is spent on another one.
+ONE_TEACHER: tuple[Override, ...] = (("finetune", "seed", 0),)
+NO_CONTROLS: tuple[Override, ...] = (("controls", "enabled", False),)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, below the data folder.
+
+    Args:
+        data: Training data; None is the embedded demo's.
+        test: Test file where `data` has none of its own.
+        overrides: How it is read.
+    """
+
+    data: str | None = None
+    test: str | None = None
+    overrides: tuple[Override, ...] = ()
+
+
+CRITICS = tuple(("prepare", name, value) for name, value in demo()["set"]["prepare"].items())
+TASKS = {
+    "critics": Task(overrides=CRITICS),
+    "sst2": Task("sst2/train.tsv", "sst2/dev.tsv", (("prepare", "train_rows", 10_000),)),
+    **{name: Task(name) for name in ("mrpc", "stsb", "clinc150", "snips", "atis")},
+}
 
 
 @dataclass(frozen=True)
@@ -37,27 +66,49 @@ class Case:
     """One row of a benchmark: what `shrink` is called with.
 
     Args:
-        task: Name of the data set.
+        task: Of `TASKS`.
         seeds: One run each.
-        data: Training data below the data folder; None is the embedded demo's.
-        test: Test file below the data folder; None where `data` has its own.
-        overrides: Fields of stages that differ from the default recipe.
+        row: What the student's line is called.
+        kind: Of that line.
+        recipe: One that comes with the package; None is the default.
+        teacher: Of `TEACHERS`.
+        overrides: Fields of stages that differ from the recipe.
     """
 
     task: str
     seeds: tuple[int, ...]
-    data: str | None = None
-    test: str | None = None
-    overrides: tuple[Override, ...] = field(default=())
+    row: str = "pocket"
+    kind: str = "pocket"
+    recipe: str | None = None
+    teacher: str = "minilm"
+    overrides: tuple[Override, ...] = ()
+
+
+def distill_cases() -> tuple[Case, ...]:
+    """The two operating points on every task, and what they have to beat on three of them."""
+    seeds = {"critics": (0, 1, 2), "clinc150": (0, 1, 2)}
+    cases = [
+        Case(task, seeds.get(task, (0,)), point, recipe=recipe, teacher=teacher, overrides=ONE_TEACHER)
+        for teacher, suffix, tasks in (
+            ("minilm", "", tuple(TASKS)),
+            ("mpnet", "-from-base", ("critics", "clinc150")),
+        )
+        for point, recipe in (("point-a", f"point-a{suffix}"), ("point-b", f"point-b{suffix}"))
+        for task in tasks
+    ]
+    papers = ("tinybert", "subwords", "distilbert", "relations")
+    cases += [
+        Case(task, (0,), name, "paper-recipe", name, overrides=(*ONE_TEACHER, *NO_CONTROLS))
+        for name in papers
+        for task in ("critics", "clinc150", "mrpc")
+    ]
+    return tuple(cases)
 
 
 BENCHES: dict[str, tuple[Case, ...]] = {
     "demo": (Case("critics", (0, 1, 2)),),
-    "own-data": (
-        Case("sst2", (0,), "sst2/train.tsv", "sst2/dev.tsv", (("prepare", "train_rows", 10_000),)),
-        Case("mrpc", (0,), "mrpc"),
-        Case("stsb", (0,), "stsb"),
-    ),
+    "own-data": tuple(Case(task, (0,)) for task in ("sst2", "mrpc", "stsb")),
+    "distill": distill_cases(),
 }
 
 
@@ -68,40 +119,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("benches", nargs="+", choices=sorted(BENCHES))
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the benchmark's own")
+    for name, field in (("rows", "row"), ("tasks", "task"), ("teachers", "teacher")):
+        known = sorted({getattr(case, field) for cases in BENCHES.values() for case in cases})
+        parser.add_argument(f"--{name}", nargs="+", choices=known, default=known, metavar=field.upper())
+    parser.add_argument("--again", action="store_true", help="measure what is in the results already")
     given = parser.parse_args(arguments)
     for bench in given.benches:
         for case in BENCHES[bench]:
-            for seed in given.seeds or case.seeds:
-                measure(bench, case, seed)
+            if case.row in given.rows and case.task in given.tasks and case.teacher in given.teachers:
+                for seed in given.seeds or case.seeds:
+                    measure(bench, case, seed, given.again)
 
 
-def measure(bench: str, case: Case, seed: int) -> None:
-    """Shrink once and append a line for the teacher, the pocket and every control."""
-    data = data_folder()
+def measure(bench: str, case: Case, seed: int, again: bool = False) -> None:
+    """Shrink once and append a line for the teacher, the student and every control."""
+    task, data = TASKS[case.task], data_folder()
     sources: dict[str, Any] = {
-        "teacher": DEFAULT_TEACHER if case.data else None,
-        "data": str(data / case.data) if case.data else None,
-        "test": str(data / case.test) if case.test else None,
-        "overrides": case.overrides,
+        "teacher": TEACHERS[case.teacher],
+        "data": str(data / task.data) if task.data else DEFAULT_DATA,
+        "test": str(data / task.test) if task.test else None,
+        "recipe": Path(case.recipe) if case.recipe else None,
+        "overrides": (*task.overrides, *case.overrides),
     }
     # One recipe over all seeds, so that a median over them is a median of one thing; and without the
     # place of the data, which is another on every machine.
-    stages = resolved_recipe(**sources, seed=0).stages
-    recipe = hashlib.sha256(repr(stages).encode()).hexdigest()
+    resolved = resolved_recipe(**sources, seed=0)
+    recipe = hashlib.sha256(repr((resolved.teacher, resolved.start, resolved.stages)).encode()).hexdigest()
     path = RESULTS / f"{bench}.jsonl"
-    if measured_already(path, case.task, seed, recipe):
-        print(f"{bench}, {case.task}, seed {seed}: in {path.name} already")
+    if not again and measured_already(path, case, seed, recipe):
+        print(f"{bench}, {case.row}, {case.task}, seed {seed}: in {path.name} already")
         return
     with tempfile.TemporaryDirectory() as folder:
         pocket = read_info(shrink(**sources, seed=seed, out=Path(folder) / case.task, progress=Bars()))
-    lines = [line(bench, case.task, seed, recipe, pocket, row) for row in pocket["ledger"]["rows"]]
+    lines = [line(bench, case, seed, recipe, pocket, row) for row in pocket["ledger"]["rows"]]
     RESULTS.mkdir(exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(values, ensure_ascii=False) + "\n" for values in lines)
 
 
 def line(
-    bench: str, task: str, seed: int, recipe: str, pocket: Mapping[str, Any], row: Mapping[str, Any]
+    bench: str, case: Case, seed: int, recipe: str, pocket: Mapping[str, Any], row: Mapping[str, Any]
 ) -> dict[str, Any]:
     """One line of the results; figures that were not measured are null."""
     ledger = pocket["ledger"]
@@ -111,11 +168,11 @@ def line(
     size = row["size_bytes"]
     return {
         "bench": bench,
-        "row": row["name"],
-        "kind": row["kind"],
+        "row": case.row if is_pocket else row["name"],
+        "kind": case.kind if is_pocket else row["kind"],
         "method": row["label"],
         "teacher": pocket["teacher"]["name"],
-        "task": task,
+        "task": case.task,
         "split": ledger["split"],
         "metric": ledger["metric"],
         "seed": seed,
@@ -156,14 +213,13 @@ def line(
     }
 
 
-def measured_already(path: Path, task: str, seed: int, recipe: str) -> bool:
-    """True where the results hold this row, made by this recipe at this commit."""
+def measured_already(path: Path, case: Case, seed: int, recipe: str) -> bool:
+    """True where the results hold this row, made by this recipe from this seed."""
     if not path.exists():
         return False
-    now = commit()
-    wanted = (task, seed, recipe, now)
+    wanted = (case.row, case.task, seed, recipe)
     rows = (json.loads(text) for text in path.read_text(encoding="utf-8").splitlines())
-    return any((row["task"], row["seed"], row["recipe_sha256"], row["commit"]) == wanted for row in rows)
+    return any((row["row"], row["task"], row["seed"], row["recipe_sha256"]) == wanted for row in rows)
 
 
 def data_folder() -> Path:

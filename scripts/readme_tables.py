@@ -5,10 +5,10 @@ A block
     <!-- table:demo -->
     <!-- /table -->
 
-is filled from `benchmarks/results/demo.jsonl`: a line for each (row, kind, method, task), the median
-over its seeds, and the smallest and largest value behind it. Results are only ever appended, so of a
-seed measured twice the newest line counts, and lines of an older recipe or of another machine than
-the newest line's do not.
+is filled from `benchmarks/results/demo.jsonl`: a line for each (teacher, row, kind, method, task), the
+median over its seeds, and the smallest and largest value behind it. Results are only ever appended, so of
+a seed measured twice the newest line counts, and lines of an older recipe or of another machine than the
+newest line's do not.
 
     python scripts/readme_tables.py            rewrite
     python scripts/readme_tables.py --check    exit with 1 if a block is stale
@@ -38,7 +38,7 @@ PICTURE_SIZE = (880, 420)
 PICTURED = ("size_bytes", "score", "score_low", "score_high", "p50_ms")
 
 Line = Mapping[str, Any]
-Key = tuple[str, str, str, str]
+Key = tuple[str, str, str, str, str]
 
 
 def read_results(path: Path) -> list[Line]:
@@ -59,14 +59,15 @@ def read_results(path: Path) -> list[Line]:
 
 
 def current(lines: Sequence[Line]) -> dict[Key, list[Line]]:
-    """Group by (row, kind, method, task); within a group the newest line of each seed.
+    """Group by (teacher, row, kind, method, task); within a group the newest line of each seed.
 
     Lines of another recipe or machine than the newest line of the group are left out: a median
     over two recipes describes neither.
     """
     groups: dict[Key, list[Line]] = {}
     for line in lines:
-        groups.setdefault((line["row"], line["kind"], line["method"], line["task"]), []).append(line)
+        key = (line["teacher"], line["row"], line["kind"], line["method"], line["task"])
+        groups.setdefault(key, []).append(line)
     for key, group in groups.items():
         newest = max(group, key=lambda line: line["when"])
         alike = [
@@ -77,9 +78,9 @@ def current(lines: Sequence[Line]) -> dict[Key, list[Line]]:
     return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
 
 
-def _order(key: Key) -> tuple[str, int]:
-    _, kind, _, task = key
-    return task, KINDS.index(kind)
+def _order(key: Key) -> tuple[str, str, int]:
+    teacher, _, kind, _, task = key
+    return teacher, task, KINDS.index(kind)
 
 
 def spread(values: Sequence[float | None], show: Callable[[float], str]) -> str:
@@ -121,7 +122,7 @@ def significant(value: float) -> str:
 
 def label(key: Key) -> str:
     """What the line is, in one cell."""
-    row, kind, method, _ = key
+    _, row, kind, method, _ = key
     name = row if method in ("", row) else f"{row}, {method}"
     return f"**{name}**" if kind == "pocket" else f"{name} ({kind})" if kind not in name else name
 
@@ -131,10 +132,11 @@ def table(lines: Sequence[Line]) -> str:
     if not lines:
         return "*Not measured yet.*\n"
     groups = current(lines)
-    several_tasks = len({key[3] for key in groups}) > 1
+    # What tells lines apart: the teacher, the task, both or neither.
+    told = [place for place in (0, 4) if len({key[place] for key in groups}) > 1]
     metrics = {group[0]["metric"] for group in groups.values()}
     head = [
-        *(["task"] if several_tasks else []),
+        *("teacher" if place == 0 else "task" for place in told),
         "model",
         "size, MB",
         "smaller",
@@ -146,11 +148,10 @@ def table(lines: Sequence[Line]) -> str:
         "minutes",
         "Wh",
     ]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
-    if several_tasks:
-        rows[1][1] = "---"
+    words = len(told) + 1
+    rows = [head, [*["---"] * words, *["---:"] * (len(head) - words)]]
     for key, group in groups.items():
-        rows.append([*([key[3]] if several_tasks else []), *_cells(key, group)])
+        rows.append([*(key[place] for place in told), *_cells(key, group)])
     text = "".join("| " + " | ".join(row) + " |\n" for row in rows)
     return f"{text}\n{source(groups)}\n"
 

@@ -31,6 +31,7 @@ def line(**changes: Any) -> dict[str, Any]:
         "row": "default",
         "kind": "pocket",
         "method": "distilled",
+        "teacher": "mini",
         "task": "critics",
         "split": "test",
         "metric": "accuracy",
@@ -156,3 +157,9 @@ def test_spread_is_ordered(values: list[float]) -> None:
     numbers = [float(number) for number in re.findall(r"[\d.]+", tables.spread(values, tables.significant))]
     middle, low, high = numbers if len(numbers) == 3 else (numbers[0],) * 3
     assert low <= middle <= high
+
+
+def test_several_teachers_are_named_and_kept_apart() -> None:
+    text = tables.table([line(), line(teacher="base", score=0.9)])
+    assert "| teacher | model |" in text
+    assert len(re.findall(r"^\| (base|mini) \| \*\*default", text, re.MULTILINE)) == 2
