@@ -363,9 +363,13 @@ def test_distillation_needs_the_teachers_outputs(name: str) -> None:
 
 
 BRIEF = {
-    "tinybert": (("tinybert_general", "epochs"), ("tinybert", "epochs_intermediate")),
-    "relations": (("relations", "epochs"), ("distill", "epochs")),
-    "distilbert": (("distill", "epochs"),),
+    "tinybert": (
+        *(("augment", "masked_lm_steps", 1), ("augment", "most", 20)),
+        *(("student", "hidden_size", 16), ("student", "heads", 2)),
+        *(("tinybert_general", "epochs", 1), ("tinybert", "epochs_intermediate", 1)),
+    ),
+    "relations": (("relations", "epochs", 1), ("distill", "epochs", 1)),
+    "distilbert": (("distill", "epochs", 1),),
 }
 
 
@@ -381,7 +385,7 @@ def test_the_papers_methods_run(one_cache: Path, tiny: Tiny, name: str) -> None:
     from pocketlm.shrink import resolved_recipe
 
     overrides = [one for one in QUICK if one[0] in ("finetune", "student")]
-    overrides += [(*field, 1) for field in BRIEF[name]]
+    overrides += BRIEF[name]
     recipe = resolved_recipe(str(tiny.teacher), str(tiny.data), recipe=Path(name), overrides=overrides)
     artifact, _ = run(recipe, one_cache, until="tinybert" if name == "tinybert" else "distill")
     assert artifact.figures["distil"]["curve"]

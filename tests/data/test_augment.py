@@ -165,3 +165,14 @@ def test_texts_without_words_do_no_harm() -> None:
     for operation in OPERATIONS:
         made = list(augmented(augmenter(texts), {operation: 1.0}, 3, [], 0))
         assert all(example is None or example[0].strip() for _, example in made)
+
+
+@pytest.mark.parametrize(("twin", "share"), [(0.0, 0.0), (1.0, 1.0), (0.3, 0.3)])
+def test_one_text_of_a_pair_stands_on_both_sides_as_often_as_asked(twin: float, share: float) -> None:
+    maker, chance = augmenter(PAIRS, rates=Rates(twin=twin, span=(0.2, 0.5))), random.Random(0)
+    made = [(index, maker.make("spans", index, chance)) for index in range(60) for _ in range(10)]
+    twins = 0
+    for index, (first, second) in made:
+        assert first in PAIRS[index][0] + "\n" + PAIRS[index][1]
+        twins += any({first in text, second in text} == {True} for text in PAIRS[index])
+    assert twins / len(made) == pytest.approx(share, abs=0.06)

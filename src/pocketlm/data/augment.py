@@ -10,8 +10,9 @@ labels of words stay with their words; only the letters of a word are replaced, 
 Both papers change every text in the same way; here each new text comes from one operation, drawn by
 weight. A part of speech is guessed: words of like frequency that end alike. An n-gram's length is drawn
 as a share of its text, not as 1 to 5 words. A word is no candidate for itself. Of the two texts of a
-pair, the first, the second or both are changed, as in Tang et al. A text without white space, as in
-Chinese, is one word: little can be made of it.
+pair, the first, the second or both are changed, as in Tang et al.; or one text stands on both sides, changed
+on one, because pairs that say nearly the same are rare otherwise. A text without white space, as in Chinese,
+is one word: little can be made of it.
 """
 
 from __future__ import annotations
@@ -179,12 +180,14 @@ class Rates:
         mask: p_mask of Tang et al.: probability that a word is masked.
         word_class: p_pos of Tang et al.: probability that a word is replaced by one of its class.
         span: Least and largest share of a text that a span keeps.
+        twin: Probability that one text of a pair stands on both sides.
     """
 
     replace: float = 0.4
     mask: float = 0.1
     word_class: float = 0.1
     span: tuple[float, float] = (0.25, 0.9)
+    twin: float = 0.25
 
 
 @dataclass
@@ -212,11 +215,14 @@ class Augmenter:
         if operation == "crossover":
             return self._crossed(index, chance)
         words = self._words[index]
-        sides = range(len(words))
-        changed = sides if len(words) == 1 else chance.choice(((0,), (1,), (0, 1)))
+        taken, changed = (0,), (0,)
+        if len(words) == 2:
+            taken, changed = (0, 1), chance.choice(((0,), (1,), (0, 1)))
+            if chance.random() < self.rates.twin:
+                taken, changed = chance.choice(((0, 0), (1, 1))), chance.choice(((0,), (1,)))
         made = (
-            self._changed(operation, index, side, chance) if side in changed and words[side] else words[side]
-            for side in sides
+            self._changed(operation, index, side, chance) if place in changed and words[side] else words[side]
+            for place, side in enumerate(taken)
         )
         return tuple(" ".join(text) for text in made)
 
