@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
+import pocketlm.runtime.pocket as runtime
 from pocketlm.errors import InputError, PocketError
 from pocketlm.runtime import Pocket, Prediction, load
 from pocketlm.runtime.pocket import physical_cores, session
@@ -153,6 +155,35 @@ def test_batching_and_padding_change_nothing(pocket: Pocket, texts: list[str], b
     assert alone.shape == (len(texts), 3)
     np.testing.assert_allclose(pocket.logits(texts, batch_size), alone, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(pocket.logits(texts[::-1], batch_size)[::-1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_small_pocket_runs_as_many_batches_at_a_time_as_it_has_threads(tmp_path: Path) -> None:
+    folder = write_pocket(tmp_path, SINGLE)
+    both, one = load(folder, threads=2), load(folder, threads=1)
+    texts = ["a quiet film " * (n % 5) for n in range(40)]
+    session, meeting, sizes = both._session, threading.Barrier(2, timeout=20), []
+
+    class Meeting:
+        def run(self, outputs, feed):
+            sizes.append(len(feed["input_ids"]))
+            meeting.wait()  # passes only where two runs are under way
+            return session.run(outputs, feed)
+
+    both._session = Meeting()  # type: ignore[assignment]
+    np.testing.assert_allclose(both.logits(texts), one.logits(texts), rtol=1e-5, atol=1e-6)
+    assert sizes == [20, 20]
+
+
+def test_a_large_pocket_answers_one_batch_with_all_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pocket(tmp_path, SINGLE)
+    threads = {}
+    for limit in (0, 10**9):
+        monkeypatch.setattr(runtime, "ONE_THREAD_BYTES", limit)
+        options: Any = load(folder, threads=3)._session.get_session_options()  # type: ignore[attr-defined]
+        threads[limit] = options.intra_op_num_threads
+    assert threads == {0: 3, 10**9: 1}
 
 
 def test_a_pair_carries_its_types(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ length, word_outputs]; the first piece of a word speaks for it), or both, as the
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -30,6 +31,14 @@ GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 GRAPH_OUTPUT, WORD_OUTPUT = "logits", "word_logits"
 
 Text = str | tuple[str, str]
+
+# Measured up to 7 MB: on one text, a second thread costs more than it takes off the first.
+ONE_THREAD_BYTES = 8_000_000
+# Fewer texts than this are not worth another worker.
+SMALLEST_SHARE = 8
+# ONNX Runtime's kernel for a sum and its LayerNorm takes five times as long as the two by themselves: half of
+# the time of a model of two layers.
+SLOW_FUSIONS = ("SkipLayerNormFusion",)
 
 _ort: Any = onnxruntime  # it ships no types
 _state: Any = _ort.capi.onnxruntime_pybind11_state
@@ -89,13 +98,16 @@ class Pocket:
         info: The content of `pocket.json`; of it `name`, `task` and `max_length` are used here.
         session: See `session`.
         tokenizer: Becomes the pocket's own: its truncation and padding are set here.
+        workers: Batches that run at a time.
 
     Raises:
         PocketError: info, graph and tokenizer do not fit together.
     """
 
-    def __init__(self, info: dict[str, Any], session: Session, tokenizer: Tokenizer) -> None:
-        self.info = info
+    def __init__(
+        self, info: dict[str, Any], session: Session, tokenizer: Tokenizer, workers: int = 1
+    ) -> None:
+        self.info, self._workers = info, workers
         self.name, self.task, self.max_length = described(info)
         self._session = session
         self._inputs = _graph_inputs(session)
@@ -159,8 +171,8 @@ class Pocket:
             return self._word_logits(_checked_texts(texts, self.task.pair), batch_size)
         encodings = self.encode(texts)
         logits = np.empty((len(encodings), self.task.outputs), dtype=np.float32)
-        for rows in _batches(encodings, batch_size):
-            (logits[rows],) = self._run([encodings[row] for row in rows])
+        for rows, (said,) in self._answers(encodings, batch_size):
+            logits[rows] = said
         return logits
 
     def _word_logits(self, texts: Sequence[Text], batch_size: int) -> WordLogits:
@@ -174,8 +186,8 @@ class Pocket:
         owners = [example for example, own in enumerate(cut) for _ in own]
         inputs = [window for own in cut for window in own]
         words = [words_of(task, example) for example in examples]
-        for rows in _batches(inputs, batch_size):
-            said = dict(zip(self._outputs, self._run([inputs[row] for row in rows]), strict=True))
+        for rows, outputs in self._answers(inputs, batch_size):
+            said = dict(zip(self._outputs, outputs, strict=True))
             if task.outputs:
                 text_logits[rows] = said[GRAPH_OUTPUT]
             for row, of_pieces in zip(rows, said[WORD_OUTPUT], strict=True):
@@ -201,6 +213,21 @@ class Pocket:
         """
         return predictions(self.task, self.logits(texts, batch_size))
 
+    def _answers(
+        self, inputs: Sequence[Pieces], batch_size: int
+    ) -> Iterable[tuple[list[int], list[np.ndarray]]]:
+        """Rows of a batch and what the graph says of them, for batch after batch."""
+        share = max(SMALLEST_SHARE, -(-len(inputs) // self._workers))
+        batches = _batches(inputs, min(batch_size, share))
+
+        def run(rows: list[int]) -> list[np.ndarray]:
+            return self._run([inputs[row] for row in rows])
+
+        if len(batches) < 2 or self._workers == 1:
+            return ((rows, run(rows)) for rows in batches)
+        with ThreadPoolExecutor(self._workers) as pool:
+            return list(zip(batches, pool.map(run, batches), strict=True))
+
     def _run(self, encodings: Sequence[Pieces]) -> list[np.ndarray]:
         padded = pad(encodings, self._pad_id)
         try:
@@ -224,7 +251,8 @@ def load(folder: str | Path, threads: int | None = None, verify: bool = True) ->
 
     Args:
         folder: What `pocketlm shrink` wrote.
-        threads: CPU threads of one run; None takes every physical core.
+        threads: CPU threads; None takes every physical core. A large graph answers one batch with all of
+            them; a small one, in which threads would wait for each other, as many batches at a time.
         verify: Compare the checksums of model and tokenizer, too; sizes are always compared.
 
     Raises:
@@ -241,7 +269,10 @@ def load(folder: str | Path, threads: int | None = None, verify: bool = True) ->
             f"{folder / TOKENIZER} is not readable by this version of tokenizers: {error}; "
             f"upgrade with: pip install --upgrade tokenizers, or {MEND}"
         ) from error
-    return Pocket(info, session(folder / MODEL, threads), tokenizer)
+    threads = physical_cores() if threads is None else threads
+    if (folder / MODEL).stat().st_size > ONE_THREAD_BYTES:
+        return Pocket(info, session(folder / MODEL, threads), tokenizer)
+    return Pocket(info, session(folder / MODEL, min(threads, 1)), tokenizer, max(threads, 1))
 
 
 def session(path: Path, threads: int | None = None) -> Session:
@@ -265,7 +296,9 @@ def session(path: Path, threads: int | None = None) -> Session:
     # own program, or the other model when two are timed in turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return _ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return _ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOW_FUSIONS)
+        )
     except _ORT_ERRORS as error:
         raise PocketError(
             f"onnxruntime {_ort.__version__} cannot open {path}: {error}; "
