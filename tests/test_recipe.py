@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pocketlm import recipe as recipes
@@ -279,6 +279,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     st.text(min_size=1, max_size=30),
     st.none() | st.text(max_size=9),
 )
+@example({}, 0, "\x85", "\u2028 a\u2029")
 @settings(deadline=None)
 def test_a_written_recipe_reads_back_as_itself(
     changes: dict[str, Any], seed: int, train: str, revision: str | None

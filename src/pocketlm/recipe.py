@@ -71,6 +71,19 @@ KEYS = ("teacher", "revision", "start", "data", "seed", "stages", "set")
 STAGE_NAMES: dict[type, str] = {stage: name for name, stage in STAGES.items()}
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a text that YAML would read back otherwise in quotes."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Line breaks of Unicode: PyYAML leaves them bare, and reads them as blanks.
+    style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 @dataclass(frozen=True)
 class DataSources:
     """Where the rows come from; each a path, a Hub id or `pypi:…`.
@@ -121,7 +134,7 @@ class Recipe:
             "seed": self.seed,
             "stages": [{STAGE_NAMES[type(stage)]: _fields(stage, self.seed)} for stage in self.stages],
         }
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
     @property
     def sha256(self) -> str:
