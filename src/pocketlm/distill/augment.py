@@ -43,7 +43,7 @@ from pocketlm.models.masked_lm import (
 from pocketlm.models.word_candidates import word_candidates
 from pocketlm.stage import Context
 from pocketlm.tokenization.encode import load_tokenizer
-from pocketlm.train import Precision, Settings, has_bf16, train
+from pocketlm.train import Precision, Settings, computes_half, train
 
 EVALUATED = 256
 Texts = tuple[str, ...]
@@ -131,7 +131,7 @@ class Augment:
         if self.operations.get("replace"):
             lm, about = self._masked_lm(artifact, pool.texts, valid, context)
             guessing = lm if about["masked_lm"] else None
-            half = self.precision == "bf16" or (self.precision == "auto" and has_bf16())
+            half = computes_half(self.precision)
             device = lm.model.device.type
             with torch.autocast(device, torch.bfloat16, enabled=half):
                 candidates = word_candidates(lm, guessing, pool.texts, self.candidates, context.progress)

@@ -18,40 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketlm.errors import RecipeError, TeacherError
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where the models of a type keep their attention.
-
-    Args:
-        layers: Path from the model without its head to its list of layers.
-        attention: Path from a layer to the module with the three maps.
-        maps: Names of the maps of queries, keys and values there.
-        heads: Name of the number of heads there.
-        norm: Path from a layer to a norm in front of the maps.
-    """
-
-    layers: str = "encoder.layer"
-    attention: str = "attention.self"
-    maps: tuple[str, str, str] = ("query", "key", "value")
-    heads: str = "num_attention_heads"
-    norm: str | None = None
-
-
-_BERT = Family()
-FAMILIES: dict[str, Family] = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "camembert": _BERT,
-    "electra": _BERT,
-    "megatron-bert": Family(norm="attention.ln"),
-    "mpnet": Family(attention="attention.attn", maps=("q", "k", "v")),
-    "distilbert": Family("transformer.layer", "attention", ("q_lin", "k_lin", "v_lin"), "n_heads"),
-    "albert": Family("encoder.albert_layer_groups", "attention"),
-    "deberta-v2": Family(maps=("query_proj", "key_proj", "value_proj")),
-}
+from pocketlm.models.families import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -103,21 +70,20 @@ def attention_of(model: nn.Module, layer: int) -> Attention:
             "or leave attention and relations out of the loss"
         )
     base = network.base_model
-    stack = base.get_submodule(family.layers)
-    block = _albert_layer(network.config, stack, layer) if kind == "albert" else stack[layer]
-    found = block.get_submodule(family.attention)
-    query, key, value = (found.get_submodule(name) for name in family.maps)
+    block = _albert_layer(network, layer) if family.shared else base.get_submodule(family.stack)[layer]
+    query, key, value = (block.get_submodule(path) for path in (family.query, family.key, family.value))
     return Attention(
         maps=(query, key, value),
-        heads=getattr(found, family.heads),
-        norm=block.get_submodule(family.norm) if family.norm else None,
+        heads=network.config.num_attention_heads,
+        norm=block.get_submodule(family.attention_norm) if family.pre_norm else None,
         relative=_relative_positions(base.encoder) if kind == "mpnet" else None,
         scores_type=kind if kind == "deberta-v2" else None,
     )
 
 
-def _albert_layer(config: Any, groups: Any, layer: int) -> Any:
+def _albert_layer(network: Any, layer: int) -> Any:
     """ALBERT's layers share weights: a group of a few is passed through again and again."""
+    config, groups = network.config, network.base_model.encoder.albert_layer_groups
     turn, place = divmod(layer, config.inner_group_num)
     return groups[turn * config.num_hidden_groups // config.num_hidden_layers].albert_layers[place]
 
