@@ -86,14 +86,15 @@ class Case:
 
 def distill_cases() -> tuple[Case, ...]:
     """The two operating points on every task, and what they have to beat on three of them."""
-    seeds = {"critics": (0, 1, 2), "clinc150": (0, 1, 2)}
+    few = ("critics", "clinc150")
+    seeds = dict.fromkeys(few, (0, 1, 2))
     cases = [
         Case(task, seeds.get(task, (0,)), point, recipe=recipe, teacher=teacher, overrides=ONE_TEACHER)
-        for teacher, suffix, tasks in (
-            ("minilm", "", tuple(TASKS)),
-            ("mpnet", "-from-base", ("critics", "clinc150")),
+        for teacher, tasks, points in (
+            ("minilm", tuple(TASKS), (("point-a", "default"), ("point-b", "smaller"))),
+            ("mpnet", few, (("point-a", "from-base"), ("point-b", "from-base-smaller"))),
         )
-        for point, recipe in (("point-a", f"point-a{suffix}"), ("point-b", f"point-b{suffix}"))
+        for point, recipe in points
         for task in tasks
     ]
     papers = ("tinybert", "subwords", "distilbert", "relations")

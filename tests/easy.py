@@ -149,8 +149,9 @@ QUICK: tuple[tuple[str, str, Any], ...] = (
         "epochs": 8, "learning_rate": 3e-3, "freeze_embeddings": False, "patience": None, "max_length": 32,
     }.items()),
     *(("student", name, value) for name, value in {
-        "layers": 2, "intermediate_size": 48, "vocabulary": 140,
+        "layers": 2, "hidden_size": None, "heads": None, "intermediate_size": 48, "vocabulary": 140,
     }.items()),
+    ("augment", "most", 8),
     *(("distill", name, value) for name, value in {"epochs": 8, "learning_rate": 3e-3}.items()),
     ("controls", "epochs", 2),
     *(("measure", name, value) for name, value in {"rounds": 40, "batches": 3}.items()),

@@ -215,6 +215,16 @@ def test_stages_out_of_order_or_twice_are_refused() -> None:
     assert "teacher_outputs" in message({"stages": [name for name in names if name != "teacher_outputs"]})
 
 
+def test_logits_alone_may_be_asked_for_before_there_is_a_student() -> None:
+    names: list[Any] = [name for name in STAGES if name not in ("subwords", "teacher_outputs", "tinybert")]
+    place = names.index("student")
+    early = [*names[:place], {"teacher_outputs": {"states": []}}, *names[place:]]
+    assert len(resolve({**BASE, "stages": early}).stages) == len(early)
+    for states in (None, [0, 1]):
+        early[place] = {"teacher_outputs": {"states": states}}
+        assert "cannot run in a row" in message({"stages": early})
+
+
 # Settings
 
 
@@ -303,7 +313,7 @@ def test_a_recipe_spells_out_every_field() -> None:
 
 def test_two_recipes_that_differ_have_different_hashes() -> None:
     recipes = [resolve(BASE), *(resolve(BASE, [override]) for override in QUICK)]
-    assert len({recipe.sha256 for recipe in recipes}) == len({recipe.stages for recipe in recipes}) > 8
+    assert len({recipe.sha256 for recipe in recipes}) == len({repr(recipe.stages) for recipe in recipes}) > 8
 
 
 # Files
@@ -345,8 +355,9 @@ def test_a_packaged_recipe_is_found_by_its_name(
     assert read(Path(name)) == {"seed": 5}
 
 
-def test_the_papers_methods_are_packaged() -> None:
-    assert {"default", "demo", "distilbert", "relations", "tinybert"} <= {*recipes.packaged_names()}
+def test_operating_points_and_the_papers_methods_are_packaged() -> None:
+    named = {"default", "smaller", "from-base", "from-base-smaller", "demo"}
+    assert named | {"distilbert", "relations", "subwords", "tinybert"} == {*recipes.packaged_names()}
 
 
 def test_an_unknown_recipe_is_told_the_names() -> None:

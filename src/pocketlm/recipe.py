@@ -167,7 +167,7 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Re
         for name, fields in listed:
             if name == stage:
                 fields[key] = value
-    _check_order([name for name, _ in listed])
+    _check_order([name for name, _ in listed], dict(listed).get("teacher_outputs", {}).get("states") == [])
     seed = merged.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise RecipeError(f"seed: {seed!r} is not a whole number")
@@ -282,12 +282,19 @@ def _stage_list(stages: Any) -> list[tuple[str, dict[str, Any]]]:
     return listed
 
 
-def _check_order(names: Sequence[str]) -> None:
-    """Every stage finds what it needs: the known order, none twice, and only some may be left out."""
+def _check_order(names: Sequence[str], logits_only: bool) -> None:
+    """Every stage finds what it needs: the known order, none twice, and only some may be left out.
+
+    The teacher's logits do not depend on the student, and may be asked for before there is one.
+    """
+    order = list(STAGES)
+    if logits_only and "student" in names and "teacher_outputs" in names[: names.index("student")]:
+        order.remove("teacher_outputs")
+        order.insert(order.index("student"), "teacher_outputs")
     needed = {name for name in STAGES if name not in OPTIONAL}
     needed |= {"teacher_outputs"} if any(name in names for name in NEEDS_TEACHER_OUTPUTS) else set()
     needed -= {"student"} if "subwords" in names else set()
-    wanted = [name for name in STAGES if name in needed or name in names]
+    wanted = [name for name in order if name in needed or name in names]
     if list(names) != wanted:
         raise RecipeError(
             f"stages: {', '.join(names)} cannot run in a row; give {', '.join(wanted)} "

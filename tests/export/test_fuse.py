@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pocketlm.export.fuse import drop_unused, fuse_attention
+from pocketlm.export.fuse import COLUMNS, EVERY_QUERY, fuse_attention
+from pocketlm.export.graph import drop_unused
 from tests.export.conftest import CASES
 from tests.tiny_models import ARCHITECTURES
 
@@ -24,8 +25,8 @@ def test_attention_takes_whole_states_from_one_product(exported, case: str) -> N
         if node.op_type == "Attention":
             heads = {a.name: a.i for a in node.attribute if a.name.endswith("num_heads")}
             assert heads["q_num_heads"] == heads["kv_num_heads"] > 1
-    # Two layers of four products each, and those of the head, which is a Gemm where it has a bias.
-    assert operators["Split"] == 2 and operators["MatMul"] <= 8
+    # Two layers of four products each, the last layer's queries, and the head, a Gemm where it has a bias.
+    assert operators["Split"] == 2 and operators["MatMul"] <= 9
     onnx.checker.check_model(model)
 
 
@@ -33,7 +34,7 @@ def test_attention_takes_whole_states_from_one_product(exported, case: str) -> N
 def test_the_mask_is_the_inputs(exported, case: str) -> None:
     _, path = exported(case)
     nodes = onnx.load(path).graph.node
-    assert {node.input[3] for node in nodes if node.op_type == "Attention"} == {"mask.spread"}
+    assert [node.input[3] for node in nodes if node.op_type == "Attention"] == [EVERY_QUERY, COLUMNS]
     assert "GatherND" not in {node.op_type for node in nodes}
 
 

@@ -46,7 +46,7 @@ class TeacherOutputs:
         states: The teacher's states to keep, 0 for the output of the embeddings and i for that of its
             layer i - 1. None keeps what hidden states are compared with by default: the embeddings'
             and those of the layers that the student kept, or evenly spread ones. An empty tuple keeps
-            logits only.
+            logits only, and the stage may then stand before `student`: all students share the answers.
         layer_inputs: Keep with every state the input of the layer that ends in it too: attention
             scores and relations are computed from it.
         width: Keep states in the space of so many directions, those in which the teacher's states are
@@ -67,9 +67,10 @@ class TeacherOutputs:
         """
         task, max_length = artifact.task, artifact.figures["max_length"]
         teacher = Classifier.load(artifact.parts["teacher"], task, max_length)
-        shape, depth, width = artifact.figures["shape"], depth_of(teacher.model), width_of(teacher.model)
+        depth, width = depth_of(teacher.model), width_of(teacher.model)
         states = self.states
         if states is None:
+            shape = artifact.figures["shape"]
             states = layer_map_of(None, shape, shape["layers"], depth)
         if any(not 0 <= state <= depth for state in states):
             raise RecipeError(f"states={list(states)} are not all states of the teacher: 0 to {depth}")
@@ -81,7 +82,9 @@ class TeacherOutputs:
         inputs = [state - 1 for state in states if state > 0] if self.layer_inputs else []
         states = tuple(sorted({*states, *inputs}))
         texts = load_pool(artifact).texts
-        students = Classifier(teacher.model, load_tokenizer(artifact.parts["student"]), task, max_length)
+        # Without states nothing stands at a piece, and the teacher's own pieces will do.
+        pieces = load_tokenizer(artifact.parts["student"]) if states else teacher.tokenizer
+        students = Classifier(teacher.model, pieces, task, max_length)
         half = torch.autocast("cpu", torch.bfloat16, enabled=computes_half(self.precision))
         with storage_errors(context.folder), half:
             compute(teacher, teacher.encode(texts), students.encode(texts), states, context, self.width)

@@ -14,37 +14,12 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from pocketlm.export.graph import Graph, drop_unused
+
 MASK = "attention_mask"
+# The mask over keys, [batch, 1, 1, length], and the same for every query, [batch, 1, length, length].
+COLUMNS, EVERY_QUERY = "mask.columns", "mask.spread"
 QKV = 3
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """A graph with its nodes by the values they make, and its constants by name."""
-
-    graph: onnx.GraphProto
-    makers: dict[str, NodeProto]
-    constants: dict[str, TensorProto]
-
-    @classmethod
-    def of(cls, graph: onnx.GraphProto) -> _Graph:
-        return cls(
-            graph,
-            {output: node for node in graph.node for output in node.output},
-            {constant.name: constant for constant in graph.initializer},
-        )
-
-    def maker(self, value: str, operator: str) -> NodeProto | None:
-        """The node that makes a value, where it is of that operator."""
-        node = self.makers.get(value)
-        return node if node is not None and node.op_type == operator else None
-
-    def users(self, value: str) -> list[NodeProto]:
-        return [node for node in self.graph.node if value in node.input]
-
-    def array(self, name: str) -> np.ndarray | None:
-        constant = self.constants.get(name)
-        return None if constant is None else numpy_helper.to_array(constant)
 
 
 def fuse_attention(model: onnx.ModelProto) -> int:
@@ -58,26 +33,11 @@ def fuse_attention(model: onnx.ModelProto) -> int:
     """
     graph = model.graph
     attentions = [node for node in graph.node if node.op_type == "Attention"]
-    done = sum(_whole_states(_Graph.of(graph), node) for node in attentions)
+    done = sum(_whole_states(Graph.of(graph), node) for node in attentions)
     if done:
-        _spread_mask(_Graph.of(graph), attentions)
+        _spread_mask(Graph.of(graph), attentions)
     drop_unused(graph)
     return done
-
-
-def drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove the nodes and constants that no output depends on, in place."""
-    wanted = {output.name for output in graph.output}
-    kept: list[NodeProto] = []
-    for node in reversed(graph.node):
-        if wanted & {*node.output}:
-            kept.append(node)
-            wanted |= {*node.input}
-    constants = [constant for constant in graph.initializer if constant.name in wanted]
-    values = [value for value in graph.value_info if value.name in wanted]
-    for field, left in ((graph.node, kept[::-1]), (graph.initializer, constants), (graph.value_info, values)):
-        del field[:]
-        cast(list[object], field).extend(left)
 
 
 @dataclass(frozen=True)
@@ -89,7 +49,7 @@ class _Map:
     bias: np.ndarray
 
 
-def _whole_states(found: _Graph, node: NodeProto) -> bool:
+def _whole_states(found: Graph, node: NodeProto) -> bool:
     """Feed an Attention with whole states, from one matrix product, and take whole states from it."""
     maps = [_map_of(found, value) for value in node.input[:QKV]]
     ending = _joined(found, node.output[0])
@@ -124,7 +84,7 @@ def _whole_states(found: _Graph, node: NodeProto) -> bool:
     return True
 
 
-def _map_of(found: _Graph, value: str) -> _Map | None:
+def _map_of(found: Graph, value: str) -> _Map | None:
     """The map behind `Transpose(Reshape(states · weight + bias))`."""
     cut = found.maker(value, "Transpose")
     shaped = None if cut is None else found.maker(cut.input[0], "Reshape")
@@ -139,7 +99,7 @@ def _map_of(found: _Graph, value: str) -> _Map | None:
     return None
 
 
-def _head_size(found: _Graph, value: str) -> int | None:
+def _head_size(found: Graph, value: str) -> int | None:
     """Features of a head: the last number of the shape [batch, length, heads, size] that cuts it."""
     cut = found.maker(value, "Transpose")
     shaped = None if cut is None else found.maker(cut.input[0], "Reshape")
@@ -150,7 +110,7 @@ def _head_size(found: _Graph, value: str) -> int | None:
     return None if shape is None or shape[-1] < 1 else int(shape[-1])
 
 
-def _joined(found: _Graph, value: str) -> NodeProto | None:
+def _joined(found: Graph, value: str) -> NodeProto | None:
     """The Reshape of `Reshape(Transpose(value))`, which puts the heads' outputs side by side."""
     turned = found.users(value)
     shaped = found.users(turned[0].output[0]) if len(turned) == 1 else []
@@ -158,7 +118,7 @@ def _joined(found: _Graph, value: str) -> NodeProto | None:
     return shaped[0] if fits else None
 
 
-def _spread_mask(found: _Graph, attentions: list[NodeProto]) -> None:
+def _spread_mask(found: Graph, attentions: list[NodeProto]) -> None:
     """Give Attention the input mask as [batch, 1, length, length]; one that adds to the scores stays."""
     graph = found.graph
     if MASK not in {value.name for value in graph.input}:
@@ -170,10 +130,10 @@ def _spread_mask(found: _Graph, attentions: list[NodeProto]) -> None:
     # The standard lets a mask of one row spread over all queries; ONNX Runtime does not.
     made = [
         helper.make_node("Cast", [MASK], ["mask.kept"], to=TensorProto.BOOL),
-        helper.make_node("Unsqueeze", ["mask.kept", "mask.to_columns"], ["mask.columns"]),
+        helper.make_node("Unsqueeze", ["mask.kept", "mask.to_columns"], [COLUMNS]),
         helper.make_node("Unsqueeze", [MASK, "mask.to_rows"], ["mask.rows"]),
         helper.make_node("GreaterOrEqual", ["mask.rows", "mask.zero"], ["mask.every_row"]),
-        helper.make_node("And", ["mask.columns", "mask.every_row"], ["mask.spread"]),
+        helper.make_node("And", [COLUMNS, "mask.every_row"], [EVERY_QUERY]),
     ]
     for place, node in enumerate(made):
         graph.node.insert(place, node)
@@ -181,4 +141,4 @@ def _spread_mask(found: _Graph, attentions: list[NodeProto]) -> None:
         masked = len(node.input) > QKV and node.input[QKV]
         # The exporter joins masks with And; a bias on the scores would be a sum of numbers.
         if masked and found.maker(node.input[QKV], "And") is not None:
-            node.input[QKV] = "mask.spread"
+            node.input[QKV] = EVERY_QUERY

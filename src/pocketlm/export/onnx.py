@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
 from pocketlm.errors import PocketError
+from pocketlm.export.first_position import read_first_position
 from pocketlm.export.fuse import fuse_attention
 from pocketlm.models.load import Classifier
 from pocketlm.runtime.pocket import session
@@ -109,6 +110,7 @@ def export(classifier: Classifier, path: Path) -> None:
     graph = cast(onnx.ModelProto, cast(Any, program).model_proto)
     forget_origin(graph)
     fuse_attention(graph)
+    read_first_position(graph)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, path)
 

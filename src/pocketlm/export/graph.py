@@ -1,0 +1,57 @@
+"""What the passes over an exported graph look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, numpy_helper
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph with its nodes by the values they make, and its constants by name."""
+
+    graph: onnx.GraphProto
+    makers: dict[str, NodeProto]
+    constants: dict[str, TensorProto]
+
+    @classmethod
+    def of(cls, graph: onnx.GraphProto) -> Graph:
+        """Look through a graph once; it is stale when the graph changes."""
+        return cls(
+            graph,
+            {output: node for node in graph.node for output in node.output},
+            {constant.name: constant for constant in graph.initializer},
+        )
+
+    def maker(self, value: str, operator: str) -> NodeProto | None:
+        """The node that makes a value, where it is of that operator."""
+        node = self.makers.get(value)
+        return node if node is not None and node.op_type == operator else None
+
+    def users(self, value: str) -> list[NodeProto]:
+        """The nodes that take a value."""
+        return [node for node in self.graph.node if value in node.input]
+
+    def array(self, name: str) -> np.ndarray | None:
+        """A constant; None where the value is none."""
+        constant = self.constants.get(name)
+        return None if constant is None else numpy_helper.to_array(constant)
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove the nodes and constants that no output depends on, in place."""
+    wanted = {output.name for output in graph.output}
+    kept: list[NodeProto] = []
+    for node in reversed(graph.node):
+        if wanted & {*node.output}:
+            kept.append(node)
+            wanted |= {*node.input}
+    constants = [constant for constant in graph.initializer if constant.name in wanted]
+    values = [value for value in graph.value_info if value.name in wanted]
+    for field, left in ((graph.node, kept[::-1]), (graph.initializer, constants), (graph.value_info, values)):
+        del field[:]
+        cast(list[object], field).extend(left)
