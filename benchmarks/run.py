@@ -32,6 +32,7 @@ from pocketlm.sources import DEFAULT_DATA, DEFAULT_TEACHER, MPNET
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
+TWIN = "no distillation"
 # What CLINC150 calls texts without an intent.
 OUT_OF_SCOPE = "oos"
 TEACHERS = {"minilm": DEFAULT_TEACHER, "mpnet": MPNET}
@@ -92,6 +93,7 @@ class Case:
         overrides: Fields of stages that differ from the recipe.
         less: A stage that is left out of the recipe, with the overrides of its fields.
         more: Stages before `export`, in addition to the recipe's.
+        unlabeled: A file below the data folder whose texts the teacher labels, too.
     """
 
     task: str
@@ -103,6 +105,7 @@ class Case:
     overrides: tuple[Override, ...] = ()
     less: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    unlabeled: str | None = None
 
     def recipe_in(self, folder: Path) -> Path | None:
         """The recipe as `shrink` takes it; one with other stages is written to `folder`."""
@@ -132,6 +135,11 @@ def distill_cases() -> tuple[Case, ...]:
         for task in tasks
     ]
     given = (*ONE_TEACHER, *NO_CONTROLS)
+    # The 57,000 sentences and phrases of its train split that are not among the 10,000 with a label.
+    raw = Case(
+        "sst2", (0,), "point-a, raw text", recipe="default", overrides=given, unlabeled="sst2/train.tsv"
+    )
+    cases.append(raw)
     cases += [
         Case(task, (0,), name, "paper-recipe", name, overrides=(*given, *overrides))
         for name, overrides in PAPERS.items()
@@ -214,6 +222,7 @@ def sources_of(case: Case, folder: Path) -> dict[str, Any]:
         "teacher": TEACHERS[case.teacher],
         "data": str(data / task.data) if task.data else DEFAULT_DATA,
         "test": str(data / task.test) if task.test else None,
+        "unlabeled": str(data / case.unlabeled) if case.unlabeled else None,
         "recipe": case.recipe_in(folder),
         "overrides": (*task.overrides, *(one for one in case.overrides if one[0] != case.less)),
     }
@@ -226,11 +235,13 @@ def line(
     ledger = pocket["ledger"]
     teacher = ledger["rows"][0]
     is_pocket = row["kind"] == "pocket"
+    # The twin is of the row's own shape; the other controls are the same beside every row.
+    name = f"{case.row}, {row['name']}" if row["name"] == TWIN else row["name"]
     ratios, bill = ledger["ratios"], ledger["bill"]
     size = row["size_bytes"]
     return {
         "bench": bench,
-        "row": case.row if is_pocket else row["name"],
+        "row": case.row if is_pocket else name,
         "kind": case.kind if is_pocket else row["kind"],
         "method": row["label"],
         "teacher": pocket["teacher"]["name"],

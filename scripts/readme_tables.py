@@ -6,7 +6,8 @@ A block
     <!-- /table -->
 
 is filled from `benchmarks/results/demo.jsonl`: a line for each (teacher, row, kind, method, task), the
-median over its seeds, and the smallest and largest value behind it. Results are only ever appended, so of
+median over its seeds, and the smallest and largest value behind it. A block of `means` has a line for each
+(teacher, row) that was distilled, over its tasks. Results are only ever appended, so of
 a seed measured twice the newest line counts, and lines of an older recipe or of another machine than the
 newest line's do not.
 
@@ -29,7 +30,8 @@ from typing import Any
 from pocketlm.report.svg import points, size_score_picture
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|means):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+DISTILLED = ("pocket", "paper-recipe")
 KINDS = ("teacher", "pocket", "control", "peer", "paper-recipe")
 PERCENT_METRICS = ("accuracy", "f1")
 
@@ -156,6 +158,32 @@ def table(lines: Sequence[Line]) -> str:
     return f"{text}\n{source(groups)}\n"
 
 
+def means(lines: Sequence[Line]) -> str:
+    """A Markdown table of what every distilled row keeps on the mean over its tasks, and at what price."""
+    if not lines:
+        return "*Not measured yet.*\n"
+    by_row: dict[tuple[str, str], list[Sequence[Line]]] = {}
+    for (teacher, row, kind, _, _), group in current(lines).items():
+        if kind in DISTILLED:
+            by_row.setdefault((teacher, row), []).append(group)
+    head = ["teacher", "row", "tasks", "mean retention", "least", "MB", "smaller", "faster", "minutes", "Wh"]
+    rows = [head, [*["---"] * 3, *["---:"] * 7]]
+    for (teacher, row), groups in by_row.items():
+        kept = {str(group[0]["task"]): _median(group, "retention_pct") or 0.0 for group in groups}
+        least = min(kept, key=lambda task: kept[task])
+
+        def over(name: str, groups: Sequence[Sequence[Line]] = groups) -> str:
+            return spread([_median(group, name) for group in groups], significant)
+
+        mean = sum(kept.values()) / len(kept)
+        rows.append(
+            [teacher, row, str(len(kept)), f"{mean:.1f} %", f"{kept[least]:.1f} % ({least})"]
+            + [spread([(_median(group, "size_bytes") or 0) / 1e6 for group in groups], significant)]
+            + [over(name) for name in ("smaller_x", "faster_x", "make_minutes", "energy_wh")]
+        )
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows) + "\n"
+
+
 def _cells(key: Key, group: Sequence[Line]) -> list[str]:
     def of(name: str, show: Callable[[float], str] = significant) -> str:
         return spread([line[name] for line in group], show)
@@ -195,9 +223,12 @@ def source(groups: Mapping[Key, Sequence[Line]]) -> str:
 
 def fill(text: str, results: Path) -> str:
     """The text with every table block made anew."""
-    return BLOCK.sub(
-        lambda block: f"{block[1]}{table(read_results(results / f'{block[2]}.jsonl'))}{block[4]}", text
-    )
+    makers = {"table": table, "means": means}
+
+    def made(block: re.Match[str]) -> str:
+        return f"{block[1]}{makers[block[2]](read_results(results / f'{block[3]}.jsonl'))}{block[5]}"
+
+    return BLOCK.sub(made, text)
 
 
 def picture(lines: Sequence[Line]) -> str:

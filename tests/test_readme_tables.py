@@ -103,6 +103,33 @@ def test_median_and_extremes_over_seeds() -> None:
     assert row[head.index("faster, same runtime")] == "4.00x"
 
 
+def test_means_are_over_tasks_of_the_medians_over_seeds() -> None:
+    lines = [
+        line(task="a", row="point", retention_pct=98.0, size_bytes=4_000_000),
+        *(line(task="b", row="point", seed=seed, retention_pct=90.0 + seed) for seed in range(3)),
+        line(task="b", row="other", kind="control", retention_pct=50.0),
+        line(task="b", row="paper", kind="paper-recipe", retention_pct=80.0),
+    ]
+    head, _, *found = rows(tables.means(lines))
+    of = {row[head.index("row")]: dict(zip(head, row, strict=True)) for row in found}
+    assert {*of} == {"point", "paper"}
+    assert (of["point"]["tasks"], of["point"]["mean retention"]) == ("2", "94.5 %")
+    assert of["point"]["least"] == "91.0 % (b)"
+    assert of["point"]["MB"] == "4.50 (4.00 to 5.00)"
+
+
+def test_a_block_of_means_is_filled(tmp_path: Path) -> None:
+    root = project(tmp_path, [line()])
+    page = root / "docs" / "page.md"
+    page.write_text(
+        "<!-- means:demo -->\n<!-- /means -->\n<!-- means:none -->\n<!-- /means -->\n", encoding="utf-8"
+    )
+    assert tables.main([], root) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "| 98.0 % |" in text and "Not measured yet" in text
+    assert tables.main(["--check"], root) == 0
+
+
 def test_a_seed_measured_again_replaces_its_older_line() -> None:
     lines = [line(p50_ms=9.0, when="2026-01-02"), line(p50_ms=1.0, when="2026-01-03")]
     for order in (lines, lines[::-1]):
