@@ -32,7 +32,8 @@ from pocketlm.sources import DEFAULT_DATA, DEFAULT_TEACHER, MPNET
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-TWIN = "no distillation"
+# Controls that have the pieces or the shape of the row they stand beside.
+OF_THE_STUDENT = ("no distillation", "static")
 # What CLINC150 calls texts without an intent.
 OUT_OF_SCOPE = "oos"
 TEACHERS = {"minilm": DEFAULT_TEACHER, "mpnet": MPNET}
@@ -235,8 +236,7 @@ def line(
     ledger = pocket["ledger"]
     teacher = ledger["rows"][0]
     is_pocket = row["kind"] == "pocket"
-    # The twin is of the row's own shape; the other controls are the same beside every row.
-    name = f"{case.row}, {row['name']}" if row["name"] == TWIN else row["name"]
+    name = f"{case.row}, {row['name']}" if row["name"] in OF_THE_STUDENT else row["name"]
     ratios, bill = ledger["ratios"], ledger["bill"]
     size = row["size_bytes"]
     return {
