@@ -146,7 +146,8 @@ def write_tsv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 # What makes a recipe fit a teacher of this size: it starts from nothing, so its steps are large.
 QUICK: tuple[tuple[str, str, Any], ...] = (
     *(("finetune", name, value) for name, value in {
-        "epochs": 8, "learning_rate": 3e-3, "freeze_embeddings": False, "patience": None, "max_length": 32,
+        "epochs": 8, "learning_rate": 3e-3, "head_rate": 1.0, "freeze_embeddings": False, "patience": None,
+        "max_length": 32,
     }.items()),
     *(("student", name, value) for name, value in {
         "layers": 2, "hidden_size": None, "heads": None, "intermediate_size": 48, "vocabulary": 140,

@@ -337,7 +337,7 @@ def fine_tuned(folder: Path, stage: FineTune, task: Task, source: Path, train: i
 
 
 STAGE = FineTune(
-    epochs=6, learning_rate=5e-3, batch_size=16, patience=None, max_length=MAX_LENGTH, precision="fp32"
+    epochs=6, learning_rate=5e-3, head_rate=1.0, batch_size=16, max_length=MAX_LENGTH, precision="fp32"
 )
 
 
@@ -409,6 +409,21 @@ def test_always_trains_a_new_head(tmp_path: Path) -> None:
     source = teacher_folder(tmp_path / "source", task=PAIR, head=True)
     stage = FineTune(**{**vars(STAGE), "mode": "always"})
     assert fine_tuned(tmp_path, stage, SINGLE, source).figures["teacher"]["trained"]
+
+
+def test_a_rate_for_the_head_must_be_above_0() -> None:
+    with pytest.raises(RecipeError, match=r"head_rate=0\.0 is out of range"):
+        FineTune(head_rate=0.0)
+
+
+def test_the_head_alone_has_the_rate_of_a_head() -> None:
+    model = classifier(task=SINGLE, layers=2).model
+    factors = FineTune(head_rate=7.0)._factors(model)
+    assert {name for name, one in model.named_parameters() if one in factors} == {
+        "classifier.weight", "classifier.bias"
+    }  # fmt: skip
+    assert {*factors.values()} == {7.0}
+    assert {*FineTune(head_rate=7.0, lora_rank=2)._factors(model).values()} == {1.0}
 
 
 def test_the_seed_decides_everything(tmp_path: Path) -> None:
@@ -486,8 +501,9 @@ def test_gradients_of_word_losses_match_finite_differences() -> None:
 def test_every_task_is_learned(tmp_path: Path, task: Task) -> None:
     source = teacher_folder(tmp_path / "source")
     stage = FineTune(
-        epochs=8, learning_rate=3e-3, batch_size=8, max_length=48, precision="fp32", freeze_embeddings=False
-    )
+        epochs=8, learning_rate=3e-3, head_rate=1.0, batch_size=8, max_length=48, precision="fp32",
+        freeze_embeddings=False,
+    )  # fmt: skip
     done = fine_tuned(tmp_path, stage, task, source)
     figures = done.figures["teacher"]
     assert figures["trained"] and figures["valid_score"] > 0.5
@@ -502,7 +518,9 @@ def test_every_task_is_learned(tmp_path: Path, task: Task) -> None:
 
 def test_rows_that_are_cut_are_counted(tmp_path: Path) -> None:
     source = teacher_folder(tmp_path / "source")
-    stage = FineTune(epochs=10, learning_rate=3e-3, batch_size=8, max_length=14, precision="fp32")
+    stage = FineTune(
+        epochs=10, learning_rate=3e-3, head_rate=1.0, batch_size=8, max_length=14, precision="fp32"
+    )
     done = fine_tuned(tmp_path, stage, QUESTION, source)
     examples = load_split(done.parts["data"], "train")
     encoded = Classifier.load(done.parts["teacher"], QUESTION, 14).encode(examples.texts)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,6 +18,7 @@ from pocketlm import pipeline
 from pocketlm.artifact import Artifact
 from pocketlm.data.prepare import Prepare
 from pocketlm.errors import StorageError
+from pocketlm.export.pack import Pack
 from pocketlm.pipeline import cache_folder, code_digest, run
 from pocketlm.recipe import STAGE_NAMES, STAGES, DataSources, Recipe, parse, resolve
 from pocketlm.stage import Context
@@ -205,8 +206,9 @@ def test_the_stages_of_a_real_recipe_are_all_found_again(made: Made, monkeypatch
 def test_a_changed_field_of_a_real_stage_keeps_those_before(made: Made, tmp_path: Path) -> None:
     recipe = resolve(parse(made.info["recipe"], "it"))
     digests = [path.name for path in (made.cache / "stages").iterdir()]
-    changed = dataclasses.replace(recipe.stages[7], half=False)
-    other = dataclasses.replace(recipe, stages=(*recipe.stages[:7], changed))
+    place = next(place for place, stage in enumerate(recipe.stages) if isinstance(stage, Pack))
+    changed = dataclasses.replace(cast(Pack, recipe.stages[place]), half=False)
+    other = dataclasses.replace(recipe, stages=(*recipe.stages[:place], changed))
     artifact, _ = run(other, made.cache, until="pack")
     assert artifact.digest not in digests
     new = [path.name for path in (made.cache / "stages").iterdir() if path.name not in digests]

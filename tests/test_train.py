@@ -368,6 +368,12 @@ def test_the_best_weights_are_kept(
     assert_same(weights(model), snapshots[best])
 
 
+def test_what_a_killed_run_left_half_written_goes(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.safetensors.partial").write_bytes(b"half")
+    run(a_model(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_frozen_parameters_stay(tmp_path: Path) -> None:
     model = a_model()
     model[0].weight.requires_grad_(False)
@@ -428,6 +434,25 @@ def test_weight_decay_and_schedule_shrink_matrices_only(tmp_path: Path) -> None:
         factor *= 1 - 0.5 * min(up, down) * 0.2
     assert torch.allclose(model.weight, before["weight"] * factor, rtol=1e-5)
     assert torch.equal(model.bias, before["bias"])
+
+
+def test_a_factor_is_one_of_the_learning_rate(tmp_path: Path) -> None:
+    """A run in which some parameters have a factor moves them, in its first step, so much further."""
+    ends: list[dict[str, Tensor]] = []
+    settings = Settings(epochs=1, learning_rate=0.001, batch_size=EXAMPLES, precision="fp32", warmup=0.0)
+    for place, factor in (("a", None), ("b", 5.0)):
+        model = a_model(dropout=0.0)
+        factors = {model[0].bias: factor, model[0].weight: factor} if factor else None
+        before = weights(model)
+        train(
+            model, cross_entropy, LENGTHS, settings, rising(), tmp_path / place, Quiet(), "test",
+            factors=factors,
+        )  # fmt: skip
+        ends.append({name: tensor - before[name] for name, tensor in weights(model).items()})
+    plain, fast = ends
+    assert torch.allclose(fast["0.bias"], 5 * plain["0.bias"], rtol=1e-3)
+    assert fast["0.weight"].abs().mean() > 4 * plain["0.weight"].abs().mean()
+    assert torch.equal(fast["4.bias"], plain["4.bias"])
 
 
 def test_clipping_leaves_the_direction(tmp_path: Path) -> None:

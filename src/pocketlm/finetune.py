@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.batches import pad
@@ -56,6 +57,9 @@ class FineTune:
             has; `never` fails where it has none.
         freeze_embeddings: Leave the word embeddings as they were pre-trained.
         dropout: Of hidden states, attention and head while training.
+        head_rate: What the learning rate of the new head is multiplied by, which starts from nothing: with
+            many labels it lags far behind the encoder otherwise (Howard and Ruder 2018,
+            https://arxiv.org/abs/1801.06146, section 3.2, have a rate for every layer).
         lora_rank: Train only low-rank changes of the encoder's matrices, of this rank, and the head (see
             `pocketlm.models.lora`): for little data. They need a learning rate some ten times as high. None
             trains all weights.
@@ -75,6 +79,7 @@ class FineTune:
     max_length: int = 128
     freeze_embeddings: bool = True
     dropout: float = 0.0
+    head_rate: float = 20.0
     lora_rank: int | None = None
     precision: Precision = "auto"
     seed: int = 0
@@ -84,6 +89,8 @@ class FineTune:
         Settings.of(self)  # out of range is told at once
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout={self.dropout} is out of range; allowed: 0 up to below 1")
+        if self.head_rate <= 0:
+            raise RecipeError(f"head_rate={self.head_rate} is out of range; it must be above 0")
         if self.lora_rank is not None and self.lora_rank < 1:
             raise RecipeError(f"lora_rank={self.lora_rank} is out of range; allowed: 1 or more, or null")
         if self.max_length < SHORTEST:
@@ -140,12 +147,19 @@ class FineTune:
             context.checkpoints,
             context.progress,
             "fine-tune the teacher",
+            factors=self._factors(teacher.model),
         )
         if self.lora_rank is not None:
             merge_lora(teacher.model)
         if task.kind == "regression":
             fold_scale(teacher.model, mean, scale)
         return teacher, curve
+
+    def _factors(self, model: PreTrainedModel) -> dict[nn.Parameter, float]:
+        """Of the learning rate, for the head; that of low-rank changes is fit for a head as it is."""
+        encoder = {*model.base_model.parameters()}
+        factor = self.head_rate if self.lora_rank is None else 1.0
+        return {parameter: factor for parameter in model.parameters() if parameter not in encoder}
 
     def _cut_off(self, teacher: Classifier, artifact: Artifact, context: Context) -> int:
         """How many training examples lose words to the cut at `max_length`; of questions, their answer."""

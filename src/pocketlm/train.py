@@ -15,7 +15,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -120,6 +120,7 @@ def train(
     progress: Progress,
     description: str,
     loss_parameters: nn.Module | None = None,
+    factors: Mapping[nn.Parameter, float] | None = None,
 ) -> list[Point]:
     """Train `model` in place and leave it with the weights of its best evaluation.
 
@@ -133,6 +134,7 @@ def train(
         progress: Shows the steps.
         description: What the bar says.
         loss_parameters: A module of the loss's own that is trained along (projections).
+        factors: What the learning rate of a parameter is multiplied by; 1 where nothing is said.
 
     Returns:
         The learning curve, one point an evaluation.
@@ -142,7 +144,7 @@ def train(
     set_seed(settings.seed)
     learner = nn.ModuleList([model] if loss_parameters is None else [model, loss_parameters])
     optimizer = torch.optim.AdamW(
-        _groups(learner, settings.weight_decay), lr=settings.learning_rate, fused=True
+        _groups(learner, settings.weight_decay, factors or {}), lr=settings.learning_rate, fused=True
     )
     steps_per_epoch = -(-len(lengths) // settings.batch_size)
     total = settings.epochs * steps_per_epoch
@@ -160,7 +162,7 @@ def train(
             for batch in order[first:]:
                 rate = settings.learning_rate * _schedule(state.step, total, settings.warmup)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * group["factor"]
                 state.loss_sum += _backward(
                     accelerator, learner, model, loss, batch, settings.micro_batch, half
                 )
@@ -180,7 +182,8 @@ def train(
     learner.load_state_dict(best)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        path.unlink(missing_ok=True)
+        for left in (path, _aside(path)):  # the second is of a run that was killed while it wrote
+            left.unlink(missing_ok=True)
     return [Point(**point) for point in state.curve or []]
 
 
@@ -204,11 +207,16 @@ def _schedule(step: int, total: int, warmup: float) -> float:
     return (total - step) / (total - rising)
 
 
-def _groups(learner: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+def _groups(
+    learner: nn.Module, weight_decay: float, factors: Mapping[nn.Parameter, float]
+) -> list[dict[str, Any]]:
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for parameter in learner.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim > 1, factors.get(parameter, 1.0)), []).append(parameter)
     return [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "factor": factor}
+        for (decays, factor), parameters in groups.items()
     ]
 
 
@@ -289,7 +297,7 @@ def _checkpoint(
         **{f"best.{name}": tensor for name, tensor in best.items()},
         **{f"moment.{i}.{name}": tensor for i, moment in moments.items() for name, tensor in moment.items()},
     }
-    aside = path.with_name(path.name + ".partial")
+    aside = _aside(path)
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A clone each: safetensors refuses tensors that share memory, as tied weights do.
@@ -299,6 +307,11 @@ def _checkpoint(
             {"state": json.dumps(asdict(state))},
         )
         os.replace(aside, path)
+
+
+def _aside(path: Path) -> Path:
+    """Where a checkpoint stands until it is whole."""
+    return path.with_name(path.name + ".partial")
 
 
 def _restore(

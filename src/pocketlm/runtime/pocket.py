@@ -148,7 +148,7 @@ class Pocket:
         checked = _checked_texts(texts, self.task.pair)
         if self.task.kind == "qa":
             return [own[0] for own in windows(self._tokenizer, cast(Any, checked), self.max_length)]
-        return cast(list[Pieces], self._tokenizer.encode_batch_fast(checked))
+        return cast(list[Pieces], self._tokenizer.encode_batch(checked))
 
     def logits(self, texts: Sequence[Text], batch_size: int = 32) -> Any:
         """Run the model. Texts of like length share a batch, so that little of it is padding.
