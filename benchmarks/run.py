@@ -236,7 +236,8 @@ def line(
     ledger = pocket["ledger"]
     teacher = ledger["rows"][0]
     is_pocket = row["kind"] == "pocket"
-    name = f"{case.row}, {row['name']}" if row["name"] in OF_THE_STUDENT else row["name"]
+    apart = case.row != Case.row and row["name"] in OF_THE_STUDENT
+    name = f"{case.row}, {row['name']}" if apart else row["name"]
     ratios, bill = ledger["ratios"], ledger["bill"]
     size = row["size_bytes"]
     return {
