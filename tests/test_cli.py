@@ -93,10 +93,10 @@ def test_the_version_is_printed(pocketlm: Run) -> None:
 def test_without_a_command_there_is_help(pocketlm: Run) -> None:
     printed = pocketlm()
     assert printed.code in (0, 2)
-    assert all(verb in printed.out + printed.err for verb in ("shrink", "run", "bench", "recipe"))
+    assert all(verb in printed.out + printed.err for verb in ("shrink", "distill", "run", "bench", "recipe"))
 
 
-@pytest.mark.parametrize("verb", ["shrink", "run", "bench", "recipe"])
+@pytest.mark.parametrize("verb", ["shrink", "distill", "run", "bench", "recipe"])
 def test_every_verb_has_help(verb: str, pocketlm: Run) -> None:
     assert pocketlm(verb, "--help").code == 0
 
@@ -121,7 +121,7 @@ def test_an_unknown_word_is_named(arguments: list[str], told: str, pocketlm: Run
     assert told.lower() in printed.err.lower()
 
 
-@pytest.mark.parametrize("verb", [["shrink"], ["bench", "POCKET"], ["recipe", "show"]])
+@pytest.mark.parametrize("verb", [["shrink"], ["distill"], ["bench", "POCKET"], ["recipe", "show"]])
 def test_without_the_workshop_the_install_command_is_named(verb: list[str], made: Made) -> None:
     code = (
         "import sys\n"
@@ -595,6 +595,22 @@ def test_shrink_ends_with_the_table_the_verdicts_and_the_report(
     flat = " ".join(printed.out.split())
     assert made.info["ledger"]["verdicts"]
     assert all(verdict in flat for verdict in made.info["ledger"]["verdicts"])
+
+
+def test_distill_ends_with_the_scores_on_valid_and_the_folder(
+    pocketlm: Run, made: Made, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POCKETLM_CACHE", str(made.cache))
+    printed = pocketlm(
+        "distill", tiny.teacher, "--data", tiny.data, "--out", tmp_path / "student", *settings()
+    )
+    figures = made.artifact("Distill").figures
+    assert printed.code == 0
+    assert printed.out.splitlines() == [
+        f"accuracy on valid: {figures['distil']['valid_score']:.4f}, "
+        f"the teacher's {figures['teacher']['valid_score']:.4f}",
+        str(tmp_path / "student"),
+    ]
 
 
 def test_a_teacher_with_more_positions_is_another_teacher(tiny: Tiny, tmp_path: Path) -> None:

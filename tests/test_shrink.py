@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import pocketlm
-from pocketlm import load, shrink
+from pocketlm import distill, load, shrink
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
 from pocketlm.errors import InputError, RecipeError, StorageError, TeacherError
@@ -31,7 +31,7 @@ from pocketlm.export.pack import described_files
 from pocketlm.measure import compare
 from pocketlm.pipeline import run
 from pocketlm.recipe import resolve
-from pocketlm.shrink import DEMO_NAME, check_output, pocket_name, resolved_recipe
+from pocketlm.shrink import DEMO_NAME, check_output, pocket_name, resolved_recipe, training_of
 from pocketlm.task import Task
 from tests.conftest import Forked, Made, Tiny
 from tests.easy import CUES, LABELS, QUICK, sentence, sentence_rows, settings, write_tsv
@@ -290,6 +290,83 @@ def test_without_a_name_the_pocket_is_called_after_its_data(
     monkeypatch.chdir(tmp_path)
     assert quick(None) == Path("pockets/moods")
     assert (tmp_path / "pockets" / "moods" / "pocket.json").exists()
+
+
+# The student alone
+
+
+@pytest.fixture
+def student(made: Made, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """`distill` with everything in the cache; other `overrides` change the recipe behind the student."""
+    monkeypatch.setenv("POCKETLM_CACHE", str(made.cache))
+
+    def distill_again(out: Path | None, *more: Any, **options: Any) -> Path:
+        return distill(str(tiny.teacher), str(tiny.data), overrides=[*QUICK, *more], out=out, **options)
+
+    return distill_again
+
+
+def test_a_student_is_what_the_pocket_was_before_its_export(
+    student: Callable[..., Path], made: Made, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    folder = student(tmp_path / "out")
+    trained = made.artifact("Distill")
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert tuple(model.config.id2label[place] for place in range(len(LABELS))) == LABELS
+    assert hashes(folder)["model.safetensors"] == hashes(trained.parts["student"])["model.safetensors"]
+    training = training_of(folder)
+    assert training["valid_score"] == trained.figures["distil"]["valid_score"]
+    assert training["teacher_valid_score"] == trained.figures["teacher"]["valid_score"]
+    assert not any("test" in name for name in training) and aside(folder) == []
+
+
+def test_a_student_is_made_without_looking_at_test(
+    student: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "load_split", lambda *arguments: pytest.fail("a split was measured"))
+    assert training_of(student(tmp_path / "out"))["history"][-1].startswith("Distill(")
+
+
+def test_the_student_of_another_recipe_is_left_alone(student: Callable[..., Path], tmp_path: Path) -> None:
+    out, other = student(tmp_path / "out"), ("measure", "rounds", 5)
+    before = hashes(out)
+    assert student(out) == out and hashes(out) == before
+    with pytest.raises(InputError, match="holds a student that another recipe made"):
+        student(out, other)
+    assert hashes(out) == before
+    assert "rounds: 5" in training_of(student(out, other, overwrite=True))["recipe"]
+
+
+@pytest.mark.parametrize(
+    "content", [{"notes.txt": "mine"}, {"training.json": "broken"}, {"training.json": "[]"}]
+)
+def test_a_folder_that_is_no_student_is_left_alone(
+    content: dict[str, str], student: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, text in content.items():
+        (out / name).write_text(text)
+    with pytest.raises(InputError, match="is not a student, so it is left alone"):
+        student(out, overwrite=True)
+    assert {path.name: path.read_text() for path in out.iterdir()} == content and aside(out) == []
+
+
+def test_a_recipe_that_trains_no_student_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tmp_path / "cut.yaml"
+    recipe.write_text("stages: [prepare, finetune, student, export, pack, controls, measure]\n")
+    with pytest.raises(RecipeError, match="add distill or tinybert"):
+        distill(str(tiny.teacher), str(tiny.data), recipe=recipe, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_name_the_student_is_called_after_its_data(
+    student: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert student(None) == Path("students/moods")
 
 
 @pytest.mark.parametrize(
@@ -594,7 +671,8 @@ def test_a_setting_of_an_unknown_stage_is_refused() -> None:
 def test_the_package_gives_the_function_even_after_the_module_was_imported() -> None:
     assert isinstance(import_module("pocketlm.shrink"), ModuleType)
     assert isinstance(import_module("pocketlm.bench"), ModuleType)
-    assert callable(pocketlm.shrink) and callable(pocketlm.bench)
+    assert isinstance(import_module("pocketlm.distill.layers"), ModuleType)
+    assert callable(pocketlm.shrink) and callable(pocketlm.bench) and callable(pocketlm.distill)
 
 
 assert set(CUES) == set(LABELS)

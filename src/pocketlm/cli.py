@@ -148,6 +148,56 @@ def shrink(
 
 
 @app.command()
+def distill(
+    teacher: TeacherArgument = None,
+    data: DataOption = None,
+    valid: ValidOption = None,
+    test: TestOption = None,
+    unlabeled: UnlabeledOption = None,
+    revision: RevisionOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    group: GroupOption = None,
+    task: TaskOption = None,
+    stratify: StratifyOption = False,
+    train_rows: RowsOption = None,
+    fine_tune: FineTuneOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The student's folder; default: students/NAME.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another recipe's student.")] = False,
+) -> None:
+    """Train a recipe's student and stop there, with its score on valid; test is not looked at."""
+    from pocketlm import distill as run_distill
+    from pocketlm.progress import Bars
+    from pocketlm.shrink import training_of
+
+    folder = run_distill(
+        teacher,
+        data,
+        valid=valid,
+        test=test,
+        unlabeled=unlabeled,
+        revision=revision,
+        recipe=recipe,
+        seed=seed,
+        out=out,
+        overwrite=overwrite,
+        progress=Bars(),
+        overrides=_overrides(set_, text, label, group, task, stratify, train_rows, fine_tune),
+    )
+    training = training_of(folder)
+    print(
+        f"{training['metric']} on valid: {training['valid_score']:.4f}, "
+        f"the teacher's {training['teacher_valid_score']:.4f}"
+    )
+    print(folder)
+
+
+@app.command()
 def run(
     pocket: Annotated[Path, typer.Argument(help="A pocket's folder.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; for pairs, two after each other.")] = None,

@@ -1,25 +1,26 @@
-"""`pocketlm shrink`: from a teacher and a data file to a small, measured model."""
+"""`pocketlm shrink`: from a teacher and data to a small, measured model; `distill` stops at its weights."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import re
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import psutil
 
 from pocketlm.artifact import Artifact, write_json
-from pocketlm.errors import InputError, PocketError, storage_errors
+from pocketlm.errors import InputError, PocketError, RecipeError, storage_errors
 from pocketlm.export.pack import described_files
 from pocketlm.measure.ledger import Cost, ledger
 from pocketlm.pipeline import cache_folder, is_main_process, run
 from pocketlm.progress import Progress, Quiet
-from pocketlm.recipe import Override, Recipe, demo, parse, read, resolve
+from pocketlm.recipe import STAGE_NAMES, Override, Recipe, demo, parse, read, resolve
 from pocketlm.report.card import card
 from pocketlm.report.html import write_report
 from pocketlm.runtime.manifest import read_info
@@ -27,6 +28,7 @@ from pocketlm.runtime.pocket import physical_cores
 from pocketlm.sources import DEFAULT_TEACHER
 
 DEMO_NAME = "critics"
+TRAINING = "training.json"
 
 
 def shrink(
@@ -79,6 +81,60 @@ def shrink(
     if is_main_process():
         with storage_errors(folder):
             write_pocket(folder, artifact, costs, resolved)
+    return folder
+
+
+def distill(
+    teacher: str | None = None,
+    data: str | None = None,
+    *,
+    valid: str | None = None,
+    test: str | None = None,
+    unlabeled: str | None = None,
+    revision: str | None = None,
+    recipe: Path | None = None,
+    overrides: Sequence[Override] = (),
+    seed: int | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Train the student of a recipe and stop there, with its score on valid; test is not looked at.
+
+    The folder holds weights, config and tokenizer as transformers writes them, and `training.json`: scores
+    and learning curve on valid, the history and the recipe. `shrink` with the same arguments goes on there.
+
+    Args:
+        teacher: As of `shrink`, like all that follow but `out`.
+        data: See there.
+        valid: See there.
+        test: See there; it is set aside.
+        unlabeled: See there.
+        revision: See there.
+        recipe: See there.
+        overrides: See there.
+        seed: See there.
+        out: The student's folder; None is `students/NAME`, named after the data.
+        overwrite: Replace a student that another recipe made.
+        progress: Shows how far it is.
+
+    Returns:
+        The student's folder.
+
+    Raises:
+        PocketlmError: see `pocketlm.errors`; nothing is left half-written.
+    """
+    resolved = resolved_recipe(teacher, data, valid, test, revision, recipe, overrides, seed, unlabeled)
+    folder = out or Path("students") / pocket_name(resolved)
+    check_output(folder, resolved, overwrite, "student", training_of)
+    stages = [STAGE_NAMES[type(stage)] for stage in resolved.stages]
+    trained = stages[stages.index("export") - 1]
+    if trained not in ("distill", "tinybert"):
+        raise RecipeError(f"the recipe's last stage before export is {trained}; add distill or tinybert")
+    artifact, _ = run(resolved, cache_folder(), progress or Quiet(), until=trained)
+    if is_main_process():
+        with storage_errors(folder):
+            write_student(folder, artifact, resolved)
     return folder
 
 
@@ -136,31 +192,75 @@ def pocket_name(recipe: Recipe) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", last.split(".")[0]).strip("-") or "pocket"
 
 
-def check_output(folder: Path, recipe: Recipe, overwrite: bool) -> None:
-    """Find out before hours of work whether the pocket can be written where it is to go.
+def check_output(
+    folder: Path,
+    recipe: Recipe,
+    overwrite: bool,
+    what: str = "pocket",
+    description: Callable[[Path], Mapping[str, Any]] = read_info,
+) -> None:
+    """Find out before hours of work whether a result can be written where it is to go.
+
+    Args:
+        folder: Where.
+        recipe: What makes it.
+        overwrite: Replace what another recipe made.
+        what: What the result is called.
+        description: Reads of a folder which recipe made it; a PocketError where it is no such result.
 
     Raises:
-        InputError: something else is there, or a pocket that another recipe made.
+        InputError: something else is there, or what another recipe made.
         StorageError: the folder cannot be written.
     """
     if folder.name in ("", ".."):
-        raise InputError(f"--out {folder} has no name of its own; name a folder such as pockets/reviews")
+        raise InputError(f"--out {folder} has no name of its own; name a folder such as {what}s/reviews")
     with storage_errors(folder):
         clear_remains(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         try:
-            made_by = read_info(folder).get("recipe_sha256")
+            made_by = description(folder).get("recipe_sha256")
         except PocketError as error:
             raise InputError(
-                f"{folder} is there and is not a pocket, so it is left alone; name another folder with --out"
+                f"{folder} is there and is not a {what}, so it is left alone; name another folder with --out"
             ) from error
         if made_by != recipe.sha256 and not overwrite:
             raise InputError(
-                f"{folder} holds a pocket that another recipe made; "
+                f"{folder} holds a {what} that another recipe made; "
                 "name another folder with --out, or replace it with --overwrite"
             )
     with storage_errors(folder), aside(folder) as trial:
         (trial / "trial").write_bytes(b"pocketlm")
+
+
+def training_of(folder: Path) -> Mapping[str, Any]:
+    """What `distill` wrote of a student's training.
+
+    Raises:
+        PocketError: the folder is not one of `distill`.
+    """
+    try:
+        values = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        values = None
+    if not isinstance(values, dict):
+        raise PocketError(f"{folder} is not a student: it has no {TRAINING} that can be read")
+    return cast(Mapping[str, Any], values)
+
+
+def write_student(folder: Path, artifact: Artifact, recipe: Recipe) -> None:
+    """Write the student and what is known of its training, aside and then in one rename."""
+    with aside(folder) as made:
+        shutil.copytree(artifact.parts["student"], made, dirs_exist_ok=True)
+        training = {
+            "metric": artifact.task.metric,
+            "teacher_valid_score": artifact.figures["teacher"]["valid_score"],
+            **artifact.figures["distil"],
+            "history": list(artifact.history),
+            "recipe": recipe.to_yaml(),
+            "recipe_sha256": recipe.sha256,
+        }
+        write_json(made / TRAINING, training)
+        replace_folder(made, folder)
 
 
 def write_pocket(folder: Path, artifact: Artifact, costs: Sequence[Cost], recipe: Recipe) -> None:
