@@ -5,47 +5,42 @@ head over the pooled first position, all weights trained at a small learning rat
 
 Deviations: the best epoch on valid is kept rather than the last; word embeddings may stay as they
 were pre-trained (`freeze_embeddings`), which saves time and hardly moves the score on little data;
-there is no dropout (see `docs/decisions/0003`); regression is trained on standardized targets, and
-the scale is folded into the head afterwards, so that a label range of 0-1 or 0-100 trains as well as
-one of 0-5.
-
-Words: a tag is learned at the first piece of its word (section 5.3), and of a question the first and the
-last word of the answer (section 4.2); what the input was cut before is in no loss.
+there is no dropout (see `docs/decisions/0003`). `pocketlm.supervised` has the losses.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportUnknownVariableType]
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from transformers import PreTrainedModel
 
 from pocketlm.artifact import Artifact
-from pocketlm.data.batches import pad
 from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import RecipeError, TeacherError
-from pocketlm.metrics import intents, multi_hot, score, true_tags
-from pocketlm.models.heads import gathered
+from pocketlm.metrics import multi_hot, score
 from pocketlm.models.load import Classifier, head_of, output_layer, with_new_head
 from pocketlm.models.lora import add_lora, merge_lora
 from pocketlm.stage import Context
+from pocketlm.supervised import fold_scale, label_loss, target_scale, targets_of, valid_score
 from pocketlm.task import OUTSIDE, Task
-from pocketlm.tokenization.encode import Encoded
-from pocketlm.train import Loss, Point, Precision, Settings, train
+from pocketlm.train import Point, Precision, Settings, train
 from pocketlm.words import MISSING
 
 Mode = Literal["auto", "always", "never"]
 Indices = NDArray[np.intp]
 SWAPPED_MARGIN = 0.1
 SHORTEST = 8
+# Tags have more to learn than the label of a text, and overfit less (docs/experiments/0005).
+USUAL: dict[str, Any] = {"epochs": 3, "learning_rate": 5e-5}
+USUAL_FOR_TAGS: dict[str, Any] = {"epochs": 6, "learning_rate": 2e-4}
 
 
 @dataclass(frozen=True)
@@ -55,6 +50,8 @@ class FineTune:
     Args:
         mode: `auto` trains only a teacher without a head for this task; `always` replaces the head it
             has; `never` fails where it has none.
+        epochs: None is 3, and 6 where words have tags.
+        learning_rate: None is 5e-5, and 2e-4 where words have tags.
         freeze_embeddings: Leave the word embeddings as they were pre-trained.
         dropout: Of hidden states, attention and head while training.
         head_rate: What the learning rate of the new head is multiplied by, which starts from nothing: with
@@ -69,8 +66,8 @@ class FineTune:
     """
 
     mode: Mode = "auto"
-    epochs: int = 3
-    learning_rate: float = 5e-5
+    epochs: int | None = None
+    learning_rate: float | None = None
     batch_size: int = 32
     micro_batch: int | None = None
     warmup: float = 0.1
@@ -86,7 +83,7 @@ class FineTune:
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        Settings.of(self)  # out of range is told at once
+        self.settings(words=False)  # out of range is told at once
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout={self.dropout} is out of range; allowed: 0 up to below 1")
         if self.head_rate <= 0:
@@ -142,7 +139,7 @@ class FineTune:
             teacher.model,
             label_loss(teacher, encoded, targets_of(examples, task, mean, scale)),
             encoded.lengths,
-            Settings.of(self),
+            self.settings(words=bool(task.tags)),
             lambda: valid_score(teacher, valid_encoded, valid),
             context.checkpoints,
             context.progress,
@@ -154,6 +151,12 @@ class FineTune:
         if task.kind == "regression":
             fold_scale(teacher.model, mean, scale)
         return teacher, curve
+
+    def settings(self, words: bool) -> Settings:
+        """With the usual values for whole texts, or for tags of words, where none are given."""
+        usual = USUAL_FOR_TAGS if words else USUAL
+        missing = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        return Settings.of(replace(self, **missing)) if missing else Settings.of(self)
 
     def _factors(self, model: PreTrainedModel) -> dict[nn.Parameter, float]:
         """Of the learning rate, for the head; that of low-rank changes is fit for a head as it is."""
@@ -302,146 +305,3 @@ def _check_words(task: Task, valid: Examples, reached: float) -> None:
             f"{constant:.1%}: there is nothing to distil; train it longer (epochs), give it more rows, or "
             "check the label column"
         )
-
-
-def valid_score(classifier: Classifier, encoded: Encoded, examples: Examples) -> float:
-    """The headline metric of the task on some examples."""
-    task = classifier.task
-    return score(task, classifier.logits(encoded), examples.labels)[task.metric]
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The labels of examples as tensors.
-
-    Args:
-        text: Label indices (-1 is not trained on), [examples]; numbers, [examples]; or 0 and 1 for every
-            label, [examples, outputs]. Empty where whole texts have no label.
-        words: Tag indices, -1 behind the last word and for a tag that train lacks, [examples, most words];
-            of questions the first and last word of the answer, [examples, 2]. Empty without words.
-    """
-
-    text: Tensor
-    words: Tensor
-
-
-def targets_of(examples: Examples, task: Task, mean: float = 0.0, scale: float = 1.0) -> Targets:
-    """Labels as tensors; numbers as (number - mean) / scale."""
-    labels, nothing = examples.labels, torch.zeros(len(examples), 0)
-    if task.kind == "qa":
-        places = [[label["start"], label["end"]] for label in labels]
-        return Targets(nothing, torch.tensor(places, dtype=torch.long).reshape(-1, 2))
-    words = nothing
-    if task.tags:
-        index = {tag: place for place, tag in enumerate(task.tags)}
-        rows = [[index.get(tag, MISSING) for tag in tags] for tags in true_tags(task, labels)]
-        words = torch.from_numpy(pad(rows, MISSING)[0])
-    if task.kind == "tokens":
-        return Targets(nothing, words)
-    if task.kind == "joint":
-        return Targets(torch.from_numpy(intents(labels)), words)
-    if task.kind == "multilabel":
-        return Targets(torch.from_numpy(multi_hot(task, labels)).float(), words)
-    values = np.asarray(labels)
-    return Targets(torch.from_numpy((values - mean) / scale if task.kind == "regression" else values), words)
-
-
-def label_loss(classifier: Classifier, encoded: Encoded, targets: Targets) -> Loss:
-    """The loss of `train` that fits a classifier to its labels."""
-    task = classifier.task
-
-    def loss(model: nn.Module, indices: Sequence[int]) -> Tensor:
-        rows = list(indices)
-        output = model(**classifier.inputs(encoded, rows))
-        total = torch.zeros(len(rows))
-        if task.outputs:
-            total = total + supervised(output.logits.float(), targets.text[rows], task)
-        if task.word_outputs:
-            total = total + word_loss(classifier, output.word_logits, encoded, rows, targets)
-        return total
-
-    return loss
-
-
-def word_loss(
-    classifier: Classifier, word_logits: Tensor, encoded: Encoded, rows: Sequence[int], targets: Targets
-) -> Tensor:
-    """The part of `label_loss` that is about words, [batch]; `word_logits` are of every piece."""
-    places, mask = classifier.words(encoded, rows)
-    said = gathered(word_logits.float(), places)
-    wanted = targets.words[list(rows)]
-    if classifier.task.tags:
-        wanted = wanted[:, : places.shape[1]]
-    return supervised_words(said, wanted, mask, classifier.task)
-
-
-def supervised_words(logits: Tensor, targets: Tensor, mask: Tensor, task: Task) -> Tensor:
-    """Cross-entropy with the tags, mean over the words; or with the ends of the answer, mean over the two.
-
-    Args:
-        logits: Of every word, [batch, words, word_outputs].
-        targets: Tag of every word, -1 where none is to be learned, [batch, words]; or the first and the
-            last word of the answer, [batch, 2].
-        mask: False for padding and words that were cut off, [batch, words].
-        task: Decides which.
-
-    Returns:
-        One loss an example, [batch]; 0 where there is nothing to learn.
-    """
-    if task.kind == "qa":
-        start, end = (
-            _place_loss(logits[..., side], targets[:, side], mask) for side in range(task.word_outputs)
-        )
-        return (start + end) / 2
-    counted = mask & (targets >= 0)
-    losses = F.cross_entropy(logits.transpose(1, 2), targets.clamp_min(0), reduction="none")
-    return (losses * counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
-
-
-def _place_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy of a word among the words that were seen, [batch]; 0 where it was not."""
-    if not logits.shape[1]:
-        return logits.sum(dim=1)
-    seen = mask.gather(1, targets[:, None]).squeeze(1)
-    lowest = torch.finfo(logits.dtype).min
-    log = F.log_softmax(logits.masked_fill(~mask, lowest), dim=1)
-    return -log.gather(1, targets[:, None]).squeeze(1).masked_fill(~seen, 0.0)
-
-
-def supervised(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
-    """Cross-entropy with the labels, or squared error in regression.
-
-    With several labels an example, the mean over the labels of the binary cross-entropy.
-
-    Args:
-        logits: [batch, outputs].
-        targets: Label indices (0 loss for -1) or numbers, [batch]; 0 and 1, [batch, outputs].
-        task: Decides which.
-
-    Returns:
-        One loss an example, [batch].
-    """
-    if task.kind == "regression":
-        return (logits.squeeze(-1) - targets.to(logits.dtype)) ** 2
-    if task.kind == "multilabel":
-        wanted = targets.to(logits.dtype)
-        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=-1)
-    return F.cross_entropy(logits, targets.long(), reduction="none", ignore_index=MISSING)
-
-
-def target_scale(examples: Examples, task: Task) -> tuple[float, float]:
-    """Mean and standard deviation of regression targets; (0, 1) for every other task."""
-    if task.kind != "regression":
-        return 0.0, 1.0
-    labels = np.asarray(examples.labels, dtype=np.float64)
-    # ptp is exactly 0 for equal labels; a standard deviation is not, because the mean is rounded.
-    spread = float(labels.std()) if np.ptp(labels) else 0.0
-    return float(labels.mean()), spread or 1.0
-
-
-def fold_scale(model: nn.Module, mean: float, scale: float) -> None:
-    """Let the head give y · scale + mean where it gave y."""
-    layer = output_layer(model)
-    with torch.no_grad():
-        layer.weight.mul_(scale)
-        layer.bias.mul_(scale).add_(mean)

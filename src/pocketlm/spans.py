@@ -7,12 +7,12 @@ right if its type and both its ends are right; precision, recall and F1 are over
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
 from pocketlm.task import OUTSIDE, Task
-from pocketlm.words import WordLogits, words_of
+from pocketlm.transitions import best_tags
+from pocketlm.words import MISSING, WordLogits, words_of
 
 Tagged = tuple[str, int, int]
 """Type of a span, its first word, and the word after its last."""
@@ -80,13 +80,30 @@ def by_type(said: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> dic
 
 
 def tags_said(task: Task, logits: WordLogits) -> list[list[str]]:
-    """The best tag of every word of every example; `O` for a word that the model did not see."""
-    best = logits.words.argmax(axis=1)
-    tags = [
-        task.tags[int(index)] if known else OUTSIDE for index, known in zip(best, logits.known, strict=True)
-    ]
-    ends = logits.offsets.tolist()
-    return [tags[start:end] for start, end in pairwise(ends)]
+    """The best tags of every example, one a word; `O` for a word that the model did not see."""
+    said = (places_said(task, *logits.of(example)) for example in range(len(logits)))
+    return [tags_at(task, places) for places in said]
+
+
+def places_said(task: Task, logits: np.ndarray, known: np.ndarray) -> list[int]:
+    """The best tags of one example, by their place among the task's.
+
+    Args:
+        task: Its tags, and which follows which.
+        logits: Float [words, tags].
+        known: False for a word that the model did not see, bool [words].
+
+    Returns:
+        One place a word, `MISSING` where it was not seen.
+    """
+    places = np.full(len(logits), MISSING)
+    places[known] = best_tags(task, logits[known])
+    return places.tolist()
+
+
+def tags_at(task: Task, places: Sequence[int]) -> list[str]:
+    """The tags at some places; `O` for `MISSING`."""
+    return [OUTSIDE if place == MISSING else task.tags[place] for place in places]
 
 
 def span_text(task: Task, texts: Sequence[str], start: int, end: int) -> tuple[str, int, int]:

@@ -20,6 +20,10 @@ METRICS: dict[Kind, str] = {
 ANSWER_OUTPUTS = ("start", "end")
 OUTSIDE = "O"
 """The tag of a word that is in no span."""
+Transitions = tuple[tuple[int, int, int], ...]
+"""A tag, one that follows it, and how often it does; `START` where it is the first."""
+START = -1
+MOST_COUNTED = 10**12
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,14 @@ class Task:
         pair: True where an example is two texts.
         labels: Label names in the order of the logits; empty where the whole text has no label.
         tags: Tag names in the order of the word logits; empty where words have no tags.
+        transitions: Which tag follows which in train, see `pocketlm.transitions`; may be empty.
     """
 
     kind: Kind
     pair: bool
     labels: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    transitions: Transitions = ()
 
     @property
     def outputs(self) -> int:
@@ -68,7 +74,9 @@ class Task:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values = {**asdict(self), "labels": list(self.labels), "tags": list(self.tags)}
-        return values if self.tags else {name: value for name, value in values.items() if name != "tags"}
+        values["transitions"] = [list(counted) for counted in self.transitions]
+        missing = [name for name in ("tags", "transitions") if not values[name]]
+        return {name: value for name, value in values.items() if name not in missing}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Task:
@@ -84,6 +92,24 @@ class Task:
         for what, names in (("labels", labels), ("tags", tags)):
             if not isinstance(names, list) or not all(isinstance(x, str) for x in cast(list[Any], names)):
                 raise PocketError(f"the {what} of a task are a list of names, not {names!r}")
-        return cls(
-            kind=kind, pair=pair, labels=tuple(cast(list[str], labels)), tags=tuple(cast(list[str], tags))
-        )
+        names = tuple(cast(list[str], tags))
+        transitions = _transitions(values.get("transitions", []), len(names))
+        return cls(kind, pair, tuple(cast(list[str], labels)), names, transitions)
+
+
+def _transitions(values: Any, tags: int) -> Transitions:
+    """Checked, because they may come from a file of anybody's."""
+
+    def is_count(value: Any) -> bool:
+        return isinstance(value, list) and [type(part) for part in cast(list[Any], value)] == [int] * 3
+
+    if not isinstance(values, list) or not all(map(is_count, cast(list[Any], values))):
+        raise PocketError(f"the transitions of a task are a list of [tag, next tag, count], not {values!r}")
+    found = cast(list[list[int]], values)
+    for one, next_, count in found:
+        if not (START <= one < tags and 0 <= next_ < tags and 0 < count <= MOST_COUNTED):
+            raise PocketError(
+                f"transition {[one, next_, count]} does not fit: allowed are tags from 0 to {tags - 1}, "
+                f"{START} for the beginning, and counts from 1 to {MOST_COUNTED}"
+            )
+    return tuple((one, next_, count) for one, next_, count in found)

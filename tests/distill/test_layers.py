@@ -17,11 +17,11 @@ from pocketlm.distill.layers import Distill
 from pocketlm.distill.losses import hidden_mse, logit_kl, logit_mse
 from pocketlm.distill.teacher_outputs import Store, TeacherOutputs
 from pocketlm.errors import RecipeError
-from pocketlm.finetune import supervised, targets_of
 from pocketlm.models.load import Classifier
 from pocketlm.models.student import BuildStudent
 from pocketlm.progress import Quiet
 from pocketlm.stage import Context
+from pocketlm.supervised import supervised, targets_of
 from pocketlm.task import Task
 from pocketlm.tokenization.align import UNALIGNED, align
 from pocketlm.train import Loss

@@ -24,9 +24,11 @@ from pocketlm.data.split import check_fraction, cut, sample
 from pocketlm.data.unlabeled import new_texts, read_unlabeled
 from pocketlm.data.word_labels import items, joined, read_answer, read_tags
 from pocketlm.errors import DataError, RecipeError, storage_errors
+from pocketlm.metrics import true_tags
 from pocketlm.progress import Progress
 from pocketlm.stage import Context
 from pocketlm.task import Kind, Task
+from pocketlm.transitions import count_transitions
 
 SPLITS = ("train", "valid", "test")
 
@@ -129,6 +131,9 @@ class Prepare:
         if self.train_rows is not None:
             rows["train"] = self._sampled(rows["train"], self.train_rows, task)
         examples = {split: rows[split].encoded(task) for split in SPLITS}
+        if task.tags:
+            sequences = true_tags(task, examples["train"].labels)
+            task = replace(task, transitions=count_transitions(task, sequences))
         overlap = {split: _overlap(examples[split], examples["train"]) for split in ("valid", "test")}
         for split, count in overlap.items():
             if count:

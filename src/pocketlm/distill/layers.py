@@ -38,9 +38,9 @@ from pocketlm.distill.states import depth_of, width_of
 from pocketlm.distill.teacher_outputs import Store
 from pocketlm.distill.words import word_distance
 from pocketlm.errors import RecipeError
-from pocketlm.finetune import Targets, supervised, target_scale, targets_of, valid_score, word_loss
 from pocketlm.models.load import Classifier
 from pocketlm.stage import Context
+from pocketlm.supervised import Targets, supervised, target_scale, targets_of, valid_score, word_loss
 from pocketlm.tokenization.encode import Encoded
 from pocketlm.train import Loss, Point, Precision, Settings, train
 

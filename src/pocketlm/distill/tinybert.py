@@ -55,9 +55,9 @@ from pocketlm.distill.pairs import (
 from pocketlm.distill.states import depth_of
 from pocketlm.distill.teacher_outputs import Store
 from pocketlm.errors import RecipeError
-from pocketlm.finetune import target_scale, valid_score
 from pocketlm.models.load import Classifier, with_new_head
 from pocketlm.stage import Context
+from pocketlm.supervised import target_scale, valid_score
 from pocketlm.tokenization.encode import Encoded
 from pocketlm.train import Loss, Point, Precision, Settings, train
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pocketlm.answers import answer_of
-from pocketlm.spans import span_text, spans_of
-from pocketlm.task import OUTSIDE, Task
+from pocketlm.spans import places_said, span_text, spans_of, tags_at
+from pocketlm.task import Task
 from pocketlm.words import WordLogits
 
 ANSWER = "answer"
@@ -103,10 +103,9 @@ def _of_words(task: Task, logits: WordLogits, example: int) -> Prediction:
         span = Span(ANSWER, answer.text, answer.start, answer.end, answer.score)
         return Prediction(None, answer.score, None, spans=(span,) if answer.text else ())
     chances = softmax(words) if len(words) else words
-    best = chances.argmax(axis=1) if len(words) else np.zeros(0, dtype=np.int64)
-    tags = [task.tags[int(tag)] if seen else OUTSIDE for tag, seen in zip(best, known, strict=True)]
-    likely = chances.max(axis=1) if len(words) else np.zeros(0)
-    spans = tuple(_span(task, texts, found, likely) for found in spans_of(tags))
+    places = places_said(task, words, known)
+    likely = chances[np.arange(len(places)), places] if places else np.zeros(0)
+    spans = tuple(_span(task, texts, found, likely) for found in spans_of(tags_at(task, places)))
     if task.kind == "tokens":
         return Prediction(None, float(likely[known].mean()) if known.any() else 1.0, None, spans=spans)
     intent = _classified(softmax(logits.text[example]), task.labels)
