@@ -7,9 +7,9 @@ A block
 
 is filled from `benchmarks/results/demo.jsonl`: a line for each (teacher, row, kind, method, task), the
 median over its seeds, and the smallest and largest value behind it. A block of `means` has a line for each
-(teacher, row) that was distilled, over its tasks. Results are only ever appended, so of
-a seed measured twice the newest line counts, and lines of an older recipe or of another machine than the
-newest line's do not.
+(teacher, row) that was distilled, over its tasks; one of `parts` has the scores that stand beside a task's
+headline. Results are only ever appended, so of a seed measured twice the newest line counts, and lines of
+an older recipe or of another machine than the newest line's do not.
 
     python scripts/readme_tables.py            rewrite
     python scripts/readme_tables.py --check    exit with 1 if a block is stale
@@ -28,12 +28,13 @@ from statistics import median
 from typing import Any
 
 from pocketlm.report.svg import points, size_score_picture
+from pocketlm.report.units import PERCENT_METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- (table|means):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|means|parts):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
 DISTILLED = ("pocket", "paper-recipe")
 KINDS = ("teacher", "pocket", "control", "peer", "paper-recipe")
-PERCENT_METRICS = ("accuracy", "f1")
+PARTS = {"in_scope_accuracy": "in scope alone", "intent_accuracy": "intent", "span_f1": "slot F1"}
 
 PICTURE = Path("docs/demo.svg")
 PICTURE_SIZE = (880, 420)
@@ -184,6 +185,26 @@ def means(lines: Sequence[Line]) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in rows) + "\n"
 
 
+def parts(lines: Sequence[Line]) -> str:
+    """A Markdown table of further scores, in percent, where a task has some that belong to its own."""
+    head = ["teacher", "task", "model", "score", *PARTS.values()]
+    rows = [head, [*["---"] * 3, *["---:"] * (len(head) - 3)]]
+    for key, group in current(lines).items():
+        if key[2] == "control" or not PARTS.keys() & group[0]["other_metrics"].keys():
+            continue
+        of_parts = [spread([line["other_metrics"].get(name) for line in group], _percent) for name in PARTS]
+        rows.append(
+            [key[0], key[4], label(key), spread([line["score"] for line in group], _percent), *of_parts]
+        )
+    if len(rows) == 2:
+        return "*Not measured yet.*\n"
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows) + "\n"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
 def _cells(key: Key, group: Sequence[Line]) -> list[str]:
     def of(name: str, show: Callable[[float], str] = significant) -> str:
         return spread([line[name] for line in group], show)
@@ -223,7 +244,7 @@ def source(groups: Mapping[Key, Sequence[Line]]) -> str:
 
 def fill(text: str, results: Path) -> str:
     """The text with every table block made anew."""
-    makers = {"table": table, "means": means}
+    makers = {"table": table, "means": means, "parts": parts}
 
     def made(block: re.Match[str]) -> str:
         return f"{block[1]}{makers[block[2]](read_results(results / f'{block[3]}.jsonl'))}{block[5]}"

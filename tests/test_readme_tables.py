@@ -118,6 +118,22 @@ def test_means_are_over_tasks_of_the_medians_over_seeds() -> None:
     assert of["point"]["MB"] == "4.50 (4.00 to 5.00)"
 
 
+def test_scores_beside_the_headline_are_of_teacher_and_pocket_alone() -> None:
+    joint = {"intent_accuracy": 0.987, "span_f1": 0.951}
+    lines = [
+        line(task="joint", row="point", score=0.88, other_metrics=joint),
+        line(task="joint", row="static", kind="control", other_metrics=joint),
+        line(task="scoped", row="point", score=0.81, other_metrics={"in_scope_accuracy": 0.937}),
+        line(task="plain", row="point", other_metrics={"macro_f1": 0.8}),
+    ]
+    head, _, *found = rows(tables.parts(lines))
+    of = {row[head.index("task")]: dict(zip(head, row, strict=True)) for row in found}
+    assert {*of} == {"joint", "scoped"} and len(found) == 2
+    assert (of["joint"]["score"], of["joint"]["intent"], of["joint"]["slot F1"]) == ("88.0", "98.7", "95.1")
+    assert (of["joint"]["in scope alone"], of["scoped"]["in scope alone"]) == ("–", "93.7")
+    assert "Not measured yet" in tables.parts(lines[3:])
+
+
 def test_a_block_of_means_is_filled(tmp_path: Path) -> None:
     root = project(tmp_path, [line()])
     page = root / "docs" / "page.md"

@@ -16,7 +16,7 @@ from pocketlm.data.prepare import Prepare
 from pocketlm.errors import DataError, RecipeError, StorageError
 from pocketlm.progress import Quiet
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.task import START, Task
 from pocketlm.words import words_of
 
 
@@ -381,7 +381,9 @@ def test_tokens_come_as_lists_or_as_strings(run, tmp_path: Path) -> None:
     flat = [(" ".join(row["tokens"]), " ".join(row["ner_tags"])) for row in rows]
     written = write_tsv(tmp_path / "b.tsv", flat, "words\ttags")
     spaced, _ = run(Prepare(), tmp_path / "b", train=written)
-    assert listed.task == spaced.task == Task("tokens", False, tags=("B-city", "O"))
+    count = len(splits(listed)["train"])
+    transitions = ((START, 1, count), (1, 0, count), (1, 1, count))
+    assert listed.task == spaced.task == Task("tokens", False, tags=("B-city", "O"), transitions=transitions)
     assert splits(listed) == splits(spaced)
     assert splits(listed)["train"].labels[0] == ["O", "O", "B-city"]
     assert splits(listed)["train"].texts[0][0].split()[2] == "Rome"
@@ -396,7 +398,9 @@ def test_a_tag_that_train_lacks_is_kept_and_counted(run, tmp_path: Path) -> None
         for name, rows in (("train", train), ("valid", train), ("test", test))
     }
     artifact, said = run(Prepare(), **sources)
-    assert artifact.task == Task("joint", False, ("book", "fly"), ("B-city", "O"))
+    # Of train alone: three rows of O, O, B-city.
+    transitions = ((START, 1, 3), (1, 0, 3), (1, 1, 3))
+    assert artifact.task == Task("joint", False, ("book", "fly"), ("B-city", "O"), transitions)
     assert splits(artifact)["test"].labels == [
         {"intent": -1, "tags": ["O", "B-new", "I-new"]},
         {"intent": 1, "tags": ["O", "O", "B-city"]},
