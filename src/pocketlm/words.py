@@ -59,14 +59,12 @@ def first_pieces(
     Returns:
         One place a word: of the first piece that shares a character with it, `MISSING` where none does.
     """
-    pieces = [(place, spans[place]) for place, origin in enumerate(origins) if origin == text]
     found: list[int] = []
-    at = 0
+    place, pieces = 0, len(spans)
     for start, end in words:
-        while at < len(pieces) and pieces[at][1][1] <= start:
-            at += 1
-        there = at < len(pieces) and pieces[at][1][0] < end
-        found.append(pieces[at][0] if there else MISSING)
+        while place < pieces and (origins[place] != text or spans[place][1] <= start):
+            place += 1
+        found.append(place if place < pieces and spans[place][0] < end else MISSING)
     return found
 
 
@@ -107,9 +105,8 @@ class WordSums:
     """
 
     def __init__(self, task: Task, texts: Sequence[Sequence[str]]) -> None:
-        counts = [len(words_of(task, text)) for text in texts]
-        self.texts = texts
-        self.offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.texts, self.words = texts, [words_of(task, text) for text in texts]
+        self.offsets = np.cumsum([0, *map(len, self.words)], dtype=np.int64)
         self.sums = np.zeros((int(self.offsets[-1]), task.word_outputs), dtype=np.float32)
         self.times = np.zeros(int(self.offsets[-1]), dtype=np.int64)
 

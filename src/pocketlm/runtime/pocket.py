@@ -23,7 +23,7 @@ from pocketlm.runtime.manifest import MEND, MODEL, TOKENIZER, check_files, descr
 from pocketlm.runtime.prediction import Prediction, Span, predictions, softmax
 from pocketlm.runtime.windows import Window, windows
 from pocketlm.task import Task
-from pocketlm.words import WordLogits, WordSums, first_pieces, text_of_words, words_of
+from pocketlm.words import WordLogits, WordSums, first_pieces, text_of_words
 
 __all__ = ["Pocket", "Prediction", "Span", "load", "softmax"]
 
@@ -185,14 +185,13 @@ class Pocket:
             cut = [[_window(encoding)] for encoding in self._tokenizer.encode_batch(list(texts))]
         owners = [example for example, own in enumerate(cut) for _ in own]
         inputs = [window for own in cut for window in own]
-        words = [words_of(task, example) for example in examples]
         for rows, outputs in self._answers(inputs, batch_size):
             said = dict(zip(self._outputs, outputs, strict=True))
             if task.outputs:
                 text_logits[rows] = said[GRAPH_OUTPUT]
             for row, of_pieces in zip(rows, said[WORD_OUTPUT], strict=True):
                 example, one = owners[row], inputs[row]
-                places = first_pieces(words[example], text_of_words(task), one.origins, one.spans)
+                places = first_pieces(sums.words[example], text_of_words(task), one.origins, one.spans)
                 sums.add(example, places, of_pieces)
         return sums.logits(text_logits)
 
