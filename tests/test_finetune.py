@@ -331,6 +331,18 @@ def test_always_trains_a_new_head(tmp_path: Path) -> None:
     assert fine_tuned(tmp_path, stage, SINGLE, source).figures["teacher"]["trained"]
 
 
+def test_tags_get_more_steps_than_labels_unless_told() -> None:
+    labels, tags = (FineTune().settings(words=words) for words in (False, True))
+    assert tags.epochs > labels.epochs and tags.learning_rate > labels.learning_rate
+    told = FineTune(epochs=1, learning_rate=1e-5, batch_size=7)
+    assert told.settings(words=True) == told.settings(words=False)
+    assert (told.settings(words=True).epochs, told.settings(words=True).batch_size) == (1, 7)
+    assert FineTune(epochs=2).settings(words=True).learning_rate == tags.learning_rate
+    for broken in ({"epochs": 0}, {"learning_rate": 0.0}):
+        with pytest.raises(RecipeError, match="must be above 0"):
+            FineTune(**broken)
+
+
 def test_a_rate_for_the_head_must_be_above_0() -> None:
     with pytest.raises(RecipeError, match=r"head_rate=0\.0 is out of range"):
         FineTune(head_rate=0.0)
