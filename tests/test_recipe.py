@@ -131,7 +131,7 @@ def test_an_unknown_key_at_any_level_names_the_nearest(values: Any, overrides: A
     [
         (("finetune", "epochs", "many"), "stage finetune: epochs='many'"),
         (("finetune", "epochs", 1.5), "stage finetune: epochs=1.5"),
-        (("finetune", "epochs", None), "stage finetune: epochs=None"),
+        (("distill", "epochs", None), "stage distill: epochs=None"),
         (("finetune", "epochs", 0), "stage finetune: epochs=0 is out of range; it must be above 0"),
         (("finetune", "learning_rate", float("nan")), "stage finetune: learning_rate=nan is out of range"),
         (("distill", "learning_rate", float("inf")), "stage distill: learning_rate=inf is out of range"),

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import pocketlm
-from pocketlm import distill, load, shrink
+from pocketlm import distill_student, load, shrink
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
 from pocketlm.errors import InputError, RecipeError, StorageError, TeacherError
@@ -297,11 +297,13 @@ def test_without_a_name_the_pocket_is_called_after_its_data(
 
 @pytest.fixture
 def student(made: Made, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """`distill` with everything in the cache; other `overrides` change the recipe behind the student."""
+    """`distill_student` with everything in the cache; `more` changes the recipe behind the student."""
     monkeypatch.setenv("POCKETLM_CACHE", str(made.cache))
 
     def distill_again(out: Path | None, *more: Any, **options: Any) -> Path:
-        return distill(str(tiny.teacher), str(tiny.data), overrides=[*QUICK, *more], out=out, **options)
+        return distill_student(
+            str(tiny.teacher), str(tiny.data), overrides=[*QUICK, *more], out=out, **options
+        )
 
     return distill_again
 
@@ -358,7 +360,7 @@ def test_a_recipe_that_trains_no_student_is_refused(tiny: Tiny, tmp_path: Path) 
     recipe = tmp_path / "cut.yaml"
     recipe.write_text("stages: [prepare, finetune, student, export, pack, controls, measure]\n")
     with pytest.raises(RecipeError, match="add distill or tinybert"):
-        distill(str(tiny.teacher), str(tiny.data), recipe=recipe, out=tmp_path / "out")
+        distill_student(str(tiny.teacher), str(tiny.data), recipe=recipe, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -671,8 +673,7 @@ def test_a_setting_of_an_unknown_stage_is_refused() -> None:
 def test_the_package_gives_the_function_even_after_the_module_was_imported() -> None:
     assert isinstance(import_module("pocketlm.shrink"), ModuleType)
     assert isinstance(import_module("pocketlm.bench"), ModuleType)
-    assert isinstance(import_module("pocketlm.distill.layers"), ModuleType)
-    assert callable(pocketlm.shrink) and callable(pocketlm.bench) and callable(pocketlm.distill)
+    assert callable(pocketlm.shrink) and callable(pocketlm.bench)
 
 
 assert set(CUES) == set(LABELS)

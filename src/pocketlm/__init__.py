@@ -5,7 +5,7 @@
     pocket = pocketlm.load("pockets/reviews")
     pocket.predict(["a quiet triumph"])
 
-The verbs (`shrink`, `distill`, `bench`) need the workshop: pip install 'pocketlm[compress]'.
+The verbs (`shrink`, `distill_student`, `bench`) need the workshop: pip install 'pocketlm[compress]'.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pocketlm.errors import MissingExtraError
 if TYPE_CHECKING:
     from pocketlm.bench import bench
     from pocketlm.runtime.pocket import Pocket, Prediction, load
-    from pocketlm.shrink import distill, shrink
+    from pocketlm.shrink import distill_student, shrink
 
-__all__ = ["Pocket", "Prediction", "bench", "distill", "load", "shrink"]
+__all__ = ["Pocket", "Prediction", "bench", "distill_student", "load", "shrink"]
 __version__ = metadata.version("pocketlm")
 
 _HOMES = {
@@ -30,7 +30,7 @@ _HOMES = {
     "Prediction": "pocketlm.runtime.pocket",
     "load": "pocketlm.runtime.pocket",
     "bench": "pocketlm.bench",
-    "distill": "pocketlm.shrink",
+    "distill_student": "pocketlm.shrink",
     "shrink": "pocketlm.shrink",
 }
 

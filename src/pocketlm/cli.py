@@ -171,11 +171,11 @@ def distill(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another recipe's student.")] = False,
 ) -> None:
     """Train a recipe's student and stop there, with its score on valid; test is not looked at."""
-    from pocketlm import distill as run_distill
+    from pocketlm import distill_student
     from pocketlm.progress import Bars
     from pocketlm.shrink import training_of
 
-    folder = run_distill(
+    folder = distill_student(
         teacher,
         data,
         valid=valid,

@@ -84,7 +84,7 @@ def shrink(
     return folder
 
 
-def distill(
+def distill_student(
     teacher: str | None = None,
     data: str | None = None,
     *,
@@ -233,10 +233,10 @@ def check_output(
 
 
 def training_of(folder: Path) -> Mapping[str, Any]:
-    """What `distill` wrote of a student's training.
+    """What `distill_student` wrote of a student's training.
 
     Raises:
-        PocketError: the folder is not one of `distill`.
+        PocketError: the folder is not one of `distill_student`.
     """
     try:
         values = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
