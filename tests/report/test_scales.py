@@ -3,13 +3,14 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pocketlm.report.scales import nice_ticks, padded, scale, size_ticks, spread
 
 
 @given(st.floats(-1, 1), st.floats(1e-3, 2))
+@example(low=6.6e-75, span=0.3)
 def test_ticks_are_inside_evenly_spaced_and_a_few(low: float, span: float):
     ticks = nice_ticks(low, low + span)
     assert 3 <= len(ticks) <= 8

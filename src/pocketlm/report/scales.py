@@ -32,7 +32,9 @@ def nice_ticks(low: float, high: float) -> list[float]:
     third = (high - low) / 3 * (1 + 1e-9)  # a third of 0.3 is a little less than 0.1
     power = 10.0 ** math.floor(math.log10(third))
     step = max(power * factor for factor in (1, 2, 5) if power * factor <= third)
-    return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    # An end that is a multiple of the step but for its rounding is one.
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
 
 
 def size_ticks(low: float, high: float) -> list[float]:
