@@ -155,8 +155,7 @@ def table(lines: Sequence[Line]) -> str:
     rows = [head, [*["---"] * words, *["---:"] * (len(head) - words)]]
     for key, group in groups.items():
         rows.append([*(key[place] for place in told), *_cells(key, group)])
-    text = "".join("| " + " | ".join(row) + " |\n" for row in rows)
-    return f"{text}\n{source(groups)}\n"
+    return f"{_markdown(rows)}\n{source(groups)}\n"
 
 
 def means(lines: Sequence[Line]) -> str:
@@ -182,7 +181,7 @@ def means(lines: Sequence[Line]) -> str:
             + [spread([(_median(group, "size_bytes") or 0) / 1e6 for group in groups], significant)]
             + [over(name) for name in ("smaller_x", "faster_x", "make_minutes", "energy_wh")]
         )
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows) + "\n"
+    return _markdown(rows) + "\n"
 
 
 def parts(lines: Sequence[Line]) -> str:
@@ -198,7 +197,11 @@ def parts(lines: Sequence[Line]) -> str:
         )
     if len(rows) == 2:
         return "*Not measured yet.*\n"
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows) + "\n"
+    return _markdown(rows) + "\n"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
 def _percent(value: float) -> str:

@@ -38,7 +38,7 @@ Mode = Literal["auto", "always", "never"]
 Indices = NDArray[np.intp]
 SWAPPED_MARGIN = 0.1
 SHORTEST = 8
-# Tags have more to learn than the label of a text, and overfit less (docs/experiments/0005).
+# What suits a text's label leaves tags half learned (docs/experiments/0005).
 USUAL: dict[str, Any] = {"epochs": 3, "learning_rate": 5e-5}
 USUAL_FOR_TAGS: dict[str, Any] = {"epochs": 6, "learning_rate": 2e-4}
 
