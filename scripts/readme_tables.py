@@ -261,12 +261,11 @@ def picture(lines: Sequence[Line]) -> str:
         {"label": group[0]["method"], "kind": key[1], **{name: _median(group, name) for name in PICTURED}}
         for key, group in current(lines).items()
     ]
-    page = resources.files("pocketlm").joinpath("report/template.html").read_text(encoding="utf-8")
-    style = page.partition("<style>")[2].partition("</style>")[0]
+    style = resources.files("pocketlm").joinpath("report/style.css").read_text(encoding="utf-8")
     svg = size_score_picture(points({"rows": rows}), lines[0]["metric"], *PICTURE_SIZE)
     opening, _, rest = svg.partition(">")
     opening = opening.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    return f"{opening}><style>{style}</style>{rest}\n"
+    return f"{opening}><style>\n{style}</style>{rest}\n"
 
 
 def _median(group: Sequence[Line], name: str) -> float | None:

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from pocketlm import recipe as recipes
 from pocketlm.cli import main
 from pocketlm.errors import RecipeError
-from pocketlm.recipe import OPTIONAL, STAGES, Recipe, demo, parse, read, resolve, setting
+from pocketlm.recipe import (
+    NEEDS_TEACHER_OUTPUTS,
+    OPTIONAL,
+    STAGES,
+    Recipe,
+    demo,
+    parse,
+    read,
+    resolve,
+    setting,
+)
 from tests.conftest import Made, Tiny
 from tests.easy import QUICK
 
@@ -199,7 +209,7 @@ def test_a_recipe_without_a_stage_that_others_need_is_refused(left_out: str) -> 
         ("distill",),
         ("tinybert",),
         ("student",),
-        ("teacher_outputs", "tinybert", "distill"),
+        ("teacher_outputs", *NEEDS_TEACHER_OUTPUTS),
         OPTIONAL,
     ],
 )
@@ -371,7 +381,7 @@ def test_an_unknown_recipe_is_told_the_names() -> None:
 def test_distillation_needs_the_teachers_outputs(name: str) -> None:
     without = [one for one in DEFAULT if one not in ("teacher_outputs", "distill")]
     names = [one for one in STAGES if one in without or one == name]
-    assert "tinybert and distill need teacher_outputs" in message({"stages": names})
+    assert "tinybert, distill, magnitude, movement need teacher_outputs" in message({"stages": names})
 
 
 BRIEF = {

@@ -5,7 +5,8 @@
     pocket = pocketlm.load("pockets/reviews")
     pocket.predict(["a quiet triumph"])
 
-The verbs (`shrink`, `distill_student`, `bench`) need the workshop: pip install 'pocketlm[compress]'.
+The verbs (`shrink`, `distill_student`, `tickets`, `bench`) need the workshop:
+pip install 'pocketlm[compress]'.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from pocketlm.bench import bench
     from pocketlm.runtime.pocket import Pocket, Prediction, load
     from pocketlm.shrink import distill_student, shrink
+    from pocketlm.tickets import tickets
 
-__all__ = ["Pocket", "Prediction", "bench", "distill_student", "load", "shrink"]
+__all__ = ["Pocket", "Prediction", "bench", "distill_student", "load", "shrink", "tickets"]
 __version__ = metadata.version("pocketlm")
 
 _HOMES = {
@@ -32,6 +34,7 @@ _HOMES = {
     "bench": "pocketlm.bench",
     "distill_student": "pocketlm.shrink",
     "shrink": "pocketlm.shrink",
+    "tickets": "pocketlm.tickets",
 }
 
 

@@ -41,6 +41,11 @@ class Artifact:
         """The task, known once the data are prepared."""
         return Task.from_dict(self.figures["task"])
 
+    @property
+    def master(self) -> Path:
+        """The model that a student is cut out of and learns from: the assistant, or else the teacher."""
+        return self.parts["assistant"] if "assistant" in self.parts else self.parts["teacher"]
+
     def save(self, path: Path, root: Path) -> None:
         """Write as JSON, parts relative to `root`, in one rename: the file is whole or absent."""
         values = {

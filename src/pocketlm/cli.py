@@ -198,6 +198,52 @@ def distill(
 
 
 @app.command()
+def tickets(
+    teacher: TeacherArgument = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="As of shrink; give it once a task. None: the demo's.")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option("--corpus", help="Plain text, a text a line: find tickets on it, too.")
+    ] = None,
+    revision: RevisionOption = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="Of pruning.")] = 9,
+    share: Annotated[float, typer.Option("--share", help="Of all weights, removed in a round.")] = 0.1,
+    rewind_step: Annotated[
+        int, typer.Option("--rewind-step", help="Rewind to this step; 0 is before training.")
+    ] = 0,
+    epochs: Annotated[int, typer.Option("--epochs", help="Of every training.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", help="Trainings of every ticket and control.")] = 3,
+    train_rows: Annotated[int, typer.Option("--train-rows", help="Train on a fixed sample at most.")] = 4000,
+    set_: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The study's folder; default: tickets/NAMES.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another study.")] = False,
+) -> None:
+    """Find the weights of an encoder that are enough to learn a task, and try them on the others."""
+    from pocketlm import tickets as run_tickets
+    from pocketlm.progress import Bars
+    from pocketlm.tickets import Plan, described, recipes_of
+
+    folder = run_tickets(
+        recipes_of(teacher, data, revision, train_rows, _overrides(set_)),
+        Plan(rounds=rounds, share=share, rewind_step=rewind_step, epochs=epochs, seeds=seeds),
+        corpus=corpus,
+        out=out,
+        overwrite=overwrite,
+        progress=Bars(),
+    )
+    for name, task in described(folder)["tasks"].items():
+        best = task["winning_round"]
+        print(
+            f"{name}: "
+            + (f"a ticket wins at {task['sparsities'][best - 1]:.0%}" if best else "no ticket wins")
+        )
+    print(folder / "report.html")
+
+
+@app.command()
 def run(
     pocket: Annotated[Path, typer.Argument(help="A pocket's folder.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; for pairs, two after each other.")] = None,

@@ -11,8 +11,9 @@ there is no dropout (see `docs/decisions/0003`). `pocketlm.supervised` has the l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -125,10 +126,38 @@ class FineTune:
         )
 
     def _train(self, artifact: Artifact, context: Context, valid: Examples) -> tuple[Classifier, list[Point]]:
-        task = artifact.task
         examples = load_split(artifact.parts["data"], "train")
+        teacher = self.fresh(artifact.parts["teacher_source"], artifact.task)
+        return teacher, self.fit(teacher, examples, valid, context, "fine-tune the teacher")
+
+    def fresh(self, source: Path, task: Task) -> Classifier:
+        """What training starts from: a pre-trained encoder under a new head, the same for the same seed."""
         torch.manual_seed(self.seed)
-        teacher = with_new_head(artifact.parts["teacher_source"], task, self.max_length, self.dropout)
+        return with_new_head(source, task, self.max_length, self.dropout)
+
+    def fit(
+        self,
+        teacher: Classifier,
+        examples: Examples,
+        valid: Examples,
+        context: Context,
+        description: str,
+        each_step: Callable[[int, int], None] | None = None,
+    ) -> list[Point]:
+        """Train on true labels, in place, and keep the best evaluation on valid.
+
+        Args:
+            teacher: As `fresh` makes it.
+            examples: To train on.
+            valid: To choose by.
+            context: Where checkpoints live, and the progress.
+            description: What the bar says.
+            each_step: See `pocketlm.train.train`.
+
+        Returns:
+            The learning curve.
+        """
+        task = teacher.task
         if self.lora_rank is not None:
             add_lora(teacher.model, self.lora_rank)
         if self.freeze_embeddings:
@@ -143,14 +172,15 @@ class FineTune:
             lambda: valid_score(teacher, valid_encoded, valid),
             context.checkpoints,
             context.progress,
-            "fine-tune the teacher",
+            description,
             factors=self._factors(teacher.model),
+            each_step=each_step,
         )
         if self.lora_rank is not None:
             merge_lora(teacher.model)
         if task.kind == "regression":
             fold_scale(teacher.model, mean, scale)
-        return teacher, curve
+        return curve
 
     def settings(self, words: bool) -> Settings:
         """With the usual values for whole texts, or for tags of words, where none are given."""

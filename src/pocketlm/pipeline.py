@@ -101,20 +101,19 @@ def run(
         stages = recipe.stages[: names.index(until) + 1 if until else None]
         with progress.task("stages", len(stages)) as advance:
             for stage in stages:
-                artifact = _step(stage, artifact, cache_dir, progress, threads)
+                artifact = step(stage, artifact, cache_dir, progress, threads)
                 # The cache may have met the same bytes at another place, under another name.
                 artifact = dataclasses.replace(
                     artifact,
                     parts={**artifact.parts, **named.parts},
                     figures={**artifact.figures, **named.figures},
                 )
-                folder = cache_dir / "stages" / artifact.digest
-                costs.append(Cost(**json.loads((folder / "cost.json").read_text())))
+                costs.append(cost_of(artifact, cache_dir))
                 advance(1)
     return artifact, costs
 
 
-def _step(stage: Stage, artifact: Artifact, cache_dir: Path, progress: Progress, threads: int) -> Artifact:
+def step(stage: Stage, artifact: Artifact, cache_dir: Path, progress: Progress, threads: int = 2) -> Artifact:
     """The artifact after `stage`: from the cache, or by running it."""
     causes = [artifact.digest, repr(stage), code_digest(type(stage).__module__)]
     if getattr(stage, "timed", False):
@@ -140,6 +139,12 @@ def _step(stage: Stage, artifact: Artifact, cache_dir: Path, progress: Progress,
                 shutil.rmtree(left)
     _wait_for_everyone()
     return Artifact.load(done, cache_dir)
+
+
+def cost_of(artifact: Artifact, cache_dir: Path) -> Cost:
+    """What the last stage of an artifact cost when it ran."""
+    path = cache_dir / "stages" / artifact.digest / "cost.json"
+    return Cost(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def is_main_process() -> bool:

@@ -29,6 +29,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pocketlm.data.prepare import Prepare
+from pocketlm.distill.assistant import Assistant
 from pocketlm.distill.augment import Augment
 from pocketlm.distill.layers import Distill
 from pocketlm.distill.relations import Relations
@@ -42,6 +43,9 @@ from pocketlm.finetune import FineTune
 from pocketlm.measure.compare import Measure
 from pocketlm.measure.controls import Controls
 from pocketlm.models.student import BuildStudent
+from pocketlm.prune.lottery_ticket import FindMaskedLmTickets, FindTickets, TryTicket
+from pocketlm.prune.magnitude import Magnitude
+from pocketlm.prune.movement import Movement
 from pocketlm.quantize.int8 import QuantizeInt8
 from pocketlm.stage import Stage
 
@@ -49,6 +53,7 @@ STAGES: dict[str, type] = {
     "prepare": Prepare,
     "finetune": FineTune,
     "augment": Augment,
+    "assistant": Assistant,
     "student": BuildStudent,
     "subwords": Subwords,
     "tinybert_general": GeneralDistill,
@@ -56,6 +61,8 @@ STAGES: dict[str, type] = {
     "teacher_outputs": TeacherOutputs,
     "tinybert": TinyBert,
     "distill": Distill,
+    "magnitude": Magnitude,
+    "movement": Movement,
     "export": Export,
     "int8": QuantizeInt8,
     "pack": Pack,
@@ -63,12 +70,18 @@ STAGES: dict[str, type] = {
     "measure": Measure,
 }
 OPTIONAL = (
-    *("augment", "subwords", "tinybert_general", "relations"),
-    *("teacher_outputs", "tinybert", "distill", "int8"),
+    *("augment", "assistant", "subwords", "tinybert_general", "relations"),
+    *("teacher_outputs", "tinybert", "distill", "magnitude", "movement", "int8"),
 )
-NEEDS_TEACHER_OUTPUTS = ("tinybert", "distill")
+NEEDS_TEACHER_OUTPUTS = ("tinybert", "distill", "magnitude", "movement")
 KEYS = ("teacher", "revision", "start", "data", "seed", "stages", "set")
-STAGE_NAMES: dict[type, str] = {stage: name for name, stage in STAGES.items()}
+# What studies run beside a recipe's stages, see `pocketlm.tickets`.
+STUDIES: dict[str, type] = {
+    "find_tickets": FindTickets,
+    "find_masked_lm_tickets": FindMaskedLmTickets,
+    "try_ticket": TryTicket,
+}
+STAGE_NAMES: dict[type, str] = {stage: name for name, stage in {**STAGES, **STUDIES}.items()}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -298,7 +311,7 @@ def _check_order(names: Sequence[str], logits_only: bool) -> None:
     if list(names) != wanted:
         raise RecipeError(
             f"stages: {', '.join(names)} cannot run in a row; give {', '.join(wanted)} "
-            f"(only {', '.join(OPTIONAL)} may be left out, {' and '.join(NEEDS_TEACHER_OUTPUTS)} "
+            f"(only {', '.join(OPTIONAL)} may be left out, {', '.join(NEEDS_TEACHER_OUTPUTS)} "
             "need teacher_outputs, and subwords makes a student of its own)"
         )
 

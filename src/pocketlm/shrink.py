@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
-
-import psutil
 
 from pocketlm.artifact import Artifact, write_json
 from pocketlm.errors import InputError, PocketError, RecipeError, storage_errors
 from pocketlm.export.pack import described_files
+from pocketlm.folders import aside, check_output, replace_folder
 from pocketlm.measure.ledger import Cost, ledger
 from pocketlm.pipeline import cache_folder, is_main_process, run
 from pocketlm.progress import Progress, Quiet
-from pocketlm.recipe import STAGE_NAMES, Override, Recipe, demo, parse, read, resolve
+from pocketlm.recipe import NEEDS_TEACHER_OUTPUTS, STAGE_NAMES, Override, Recipe, demo, parse, read, resolve
 from pocketlm.report.card import card
 from pocketlm.report.html import write_report
 from pocketlm.runtime.manifest import read_info
@@ -76,7 +72,7 @@ def shrink(
     progress = progress or Quiet()
     resolved = resolved_recipe(teacher, data, valid, test, revision, recipe, overrides, seed, unlabeled)
     folder = out or Path("pockets") / pocket_name(resolved)
-    check_output(folder, resolved, overwrite)
+    check_output(folder, resolved.sha256, overwrite, "pocket", read_info)
     artifact, costs = run(resolved, cache_folder(), progress, threads or physical_cores())
     if is_main_process():
         with storage_errors(folder):
@@ -126,11 +122,14 @@ def distill_student(
     """
     resolved = resolved_recipe(teacher, data, valid, test, revision, recipe, overrides, seed, unlabeled)
     folder = out or Path("students") / pocket_name(resolved)
-    check_output(folder, resolved, overwrite, "student", training_of)
+    check_output(folder, resolved.sha256, overwrite, "student", training_of)
     stages = [STAGE_NAMES[type(stage)] for stage in resolved.stages]
     trained = stages[stages.index("export") - 1]
-    if trained not in ("distill", "tinybert"):
-        raise RecipeError(f"the recipe's last stage before export is {trained}; add distill or tinybert")
+    if trained not in NEEDS_TEACHER_OUTPUTS:
+        raise RecipeError(
+            f"the recipe's last stage before export is {trained}; add one that trains the student: "
+            f"{', '.join(NEEDS_TEACHER_OUTPUTS)}"
+        )
     artifact, _ = run(resolved, cache_folder(), progress or Quiet(), until=trained)
     if is_main_process():
         with storage_errors(folder):
@@ -192,46 +191,6 @@ def pocket_name(recipe: Recipe) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", last.split(".")[0]).strip("-") or "pocket"
 
 
-def check_output(
-    folder: Path,
-    recipe: Recipe,
-    overwrite: bool,
-    what: str = "pocket",
-    description: Callable[[Path], Mapping[str, Any]] = read_info,
-) -> None:
-    """Find out before hours of work whether a result can be written where it is to go.
-
-    Args:
-        folder: Where.
-        recipe: What makes it.
-        overwrite: Replace what another recipe made.
-        what: What the result is called.
-        description: Reads of a folder which recipe made it; a PocketError where it is no such result.
-
-    Raises:
-        InputError: something else is there, or what another recipe made.
-        StorageError: the folder cannot be written.
-    """
-    if folder.name in ("", ".."):
-        raise InputError(f"--out {folder} has no name of its own; name a folder such as {what}s/reviews")
-    with storage_errors(folder):
-        clear_remains(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        try:
-            made_by = description(folder).get("recipe_sha256")
-        except PocketError as error:
-            raise InputError(
-                f"{folder} is there and is not a {what}, so it is left alone; name another folder with --out"
-            ) from error
-        if made_by != recipe.sha256 and not overwrite:
-            raise InputError(
-                f"{folder} holds a {what} that another recipe made; "
-                "name another folder with --out, or replace it with --overwrite"
-            )
-    with storage_errors(folder), aside(folder) as trial:
-        (trial / "trial").write_bytes(b"pocketlm")
-
-
 def training_of(folder: Path) -> Mapping[str, Any]:
     """What `distill_student` wrote of a student's training.
 
@@ -290,43 +249,6 @@ def write_pocket(folder: Path, artifact: Artifact, costs: Sequence[Cost], recipe
         write_report(info, made / "report.html")
         write_json(made / "pocket.json", {**info, "files": described_files(made)})
         replace_folder(made, folder)
-
-
-@contextlib.contextmanager
-def aside(folder: Path) -> Generator[Path]:
-    """A new folder beside `folder`, gone afterwards unless it was renamed."""
-    path = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    path.mkdir(parents=True)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def replace_folder(new: Path, old: Path) -> None:
-    """Rename `new` to `old`; what `old` was is removed after that."""
-    removed = old.with_name(f".{old.name}.{os.getpid()}.old")
-    if old.exists():
-        os.replace(old, removed)
-    try:
-        os.replace(new, old)
-    except OSError:
-        if removed.exists():
-            os.replace(removed, old)
-        raise
-    shutil.rmtree(removed, ignore_errors=True)
-
-
-def clear_remains(folder: Path) -> None:
-    """Remove what killed runs left beside `folder`; a pocket that was just being replaced comes back."""
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
-        found = re.fullmatch(r"(\d+)\.(partial|old)", left.name.removeprefix(f".{folder.name}."))
-        if not found or (int(found[1]) != os.getpid() and psutil.pid_exists(int(found[1]))):
-            continue
-        if found[2] == "old" and not folder.exists():
-            os.replace(left, folder)
-        else:
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def recipe_of(folder: Path) -> Mapping[str, Any]:

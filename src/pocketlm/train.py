@@ -121,6 +121,8 @@ def train(
     description: str,
     loss_parameters: nn.Module | None = None,
     factors: Mapping[nn.Parameter, float] | None = None,
+    each_step: Callable[[int, int], None] | None = None,
+    kept_from: float = 0.0,
 ) -> list[Point]:
     """Train `model` in place and leave it with the weights of its best evaluation.
 
@@ -135,6 +137,11 @@ def train(
         description: What the bar says.
         loss_parameters: A module of the loss's own that is trained along (projections).
         factors: What the learning rate of a parameter is multiplied by; 1 where nothing is said.
+        each_step: Called at the start and after every step with the steps done and the steps in all; what it
+            does has to follow from these and the weights, and a call with the same steps again may change
+            nothing, because a run that was killed goes on from a checkpoint.
+        kept_from: Share of the steps before which no evaluation counts as the best: a network that is still
+            being pruned is better than what it will be.
 
     Returns:
         The learning curve, one point an evaluation.
@@ -155,6 +162,8 @@ def train(
         state, best = _restore(path, learner, optimizer)
     last_checkpoint = time.monotonic()
     learner.train()
+    if each_step is not None:
+        each_step(state.step, total)
     with progress.task(description, total, state.step) as advance:
         while state.step < total and not state.stopped:
             epoch, first = divmod(state.step, steps_per_epoch)
@@ -171,9 +180,11 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 state.step += 1
+                if each_step is not None:
+                    each_step(state.step, total)
                 advance(1)
                 if _is_evaluation(state.step, steps_per_epoch, settings.evaluations):
-                    best = _evaluate(state, evaluate, learner, best, settings.patience)
+                    best = _evaluate(state, evaluate, learner, best, settings.patience, kept_from * total)
                 if accelerator.is_main_process and time.monotonic() - last_checkpoint >= CHECKPOINT_SECONDS:
                     _checkpoint(path, state, learner, best, optimizer)
                     last_checkpoint = time.monotonic()
@@ -269,17 +280,20 @@ def _evaluate(
     learner: nn.Module,
     best: dict[str, Tensor],
     patience: int | None,
+    first: float,
 ) -> dict[str, Tensor]:
     learner.eval()
     with torch.no_grad():
         score = evaluate()
     learner.train()
     curve = state.curve or []
-    better = not curve or score > max(point["valid_score"] for point in curve)
+    counted = [point["valid_score"] for point in curve if point["step"] >= first]
+    counts = state.step >= first
+    better = counts and (not counted or score > max(counted))
     mean = state.loss_sum / max(state.loss_count, 1)
     state.curve = [*curve, asdict(Point(state.step, mean, score))]
     state.loss_sum, state.loss_count = 0.0, 0
-    state.bad_evaluations = 0 if better else state.bad_evaluations + 1
+    state.bad_evaluations = 0 if better or not counts else state.bad_evaluations + 1
     state.stopped = patience is not None and state.bad_evaluations >= patience
     if not better:
         return best
@@ -297,15 +311,16 @@ def _checkpoint(
         **{f"best.{name}": tensor for name, tensor in best.items()},
         **{f"moment.{i}.{name}": tensor for i, moment in moments.items() for name, tensor in moment.items()},
     }
+    save_tensors(tensors, path, state=json.dumps(asdict(state)))
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, **about: str) -> None:
+    """Write tensors aside and then in one rename: the file is whole or absent."""
     aside = _aside(path)
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A clone each: safetensors refuses tensors that share memory, as tied weights do.
-        save_file(
-            {name: tensor.clone() for name, tensor in tensors.items()},
-            aside,
-            {"state": json.dumps(asdict(state))},
-        )
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, aside, about)
         os.replace(aside, path)
 
 

@@ -322,7 +322,8 @@ def test_the_pool_is_distilled_not_train_alone(tmp_path: Path) -> None:
 
 
 def test_projections_of_another_shape_are_not_taken(tmp_path: Path) -> None:
-    from pocketlm.distill.inner import projections_of, save_tensors
+    from pocketlm.distill.inner import projections_of
+    from pocketlm.train import save_tensors
 
     student = classifier(hidden_size=24).model
     learnt, new = projections_of(student, 3, 32, seed=1), projections_of(student, 3, 32, seed=2)

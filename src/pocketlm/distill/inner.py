@@ -8,26 +8,22 @@ part of the student.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from safetensors import safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from pocketlm.distill.pairs import TeacherStates
 from pocketlm.distill.states import width_of
-from pocketlm.errors import storage_errors
 from pocketlm.models.load import EVALUATION_BATCH, Classifier
 from pocketlm.stage import Context
 from pocketlm.tokenization.encode import Encoded
-from pocketlm.train import Loss, Point, Settings, train
+from pocketlm.train import Loss, Point, Settings, save_tensors, train
 
 SAMPLE = 256
 # Of the mean squared feature. Normalized states lie almost in a plane, and a fit that leans on what
@@ -79,9 +75,7 @@ def train_inner(
         projections,
     )
     if PartialState().is_main_process:
-        # A clone each: safetensors refuses tensors that share memory, as tied weights do.
-        tensors = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
-        save_tensors(tensors, path, curve=json.dumps([asdict(point) for point in curve]))
+        save_tensors(learner.state_dict(), path, curve=json.dumps([asdict(point) for point in curve]))
     return curve
 
 
@@ -89,15 +83,6 @@ def forget_inner(context: Context) -> None:
     """Remove what `train_inner` keeps for a run that is killed, once the stage's own result is saved."""
     if PartialState().is_main_process:
         (context.checkpoints / "inner.safetensors").unlink(missing_ok=True)
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path, **about: str) -> None:
-    """Write tensors aside and then in one rename: the file is whole or absent."""
-    aside = path.with_name(path.name + ".partial")
-    with storage_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, aside, about)
-        os.replace(aside, path)
 
 
 def spread(count: int, most: int) -> list[int]:

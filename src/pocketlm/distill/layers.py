@@ -13,7 +13,7 @@ aligned by characters. The papers' own methods are in `tinybert.py` and `relatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -43,6 +43,23 @@ from pocketlm.stage import Context
 from pocketlm.supervised import Targets, supervised, target_scale, targets_of, valid_score, word_loss
 from pocketlm.tokenization.encode import Encoded
 from pocketlm.train import Loss, Point, Precision, Settings, train
+
+
+@dataclass(frozen=True)
+class Along:
+    """What a stage that prunes does while the student is trained.
+
+    Args:
+        each_step: See `pocketlm.train.train`, like the next two.
+        kept_from: See there.
+        factors: See there.
+        penalty: One number, added to the loss of every example.
+    """
+
+    each_step: Callable[[int, int], None] | None = None
+    kept_from: float = 0.0
+    factors: Mapping[nn.Parameter, float] = field(default_factory=dict[nn.Parameter, float])
+    penalty: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +141,34 @@ class Distill:
             RecipeError: a term needs states that were not kept, or does not fit the two models.
             TeacherError: a term needs attention, and that of the model's type is not known.
         """
-        data, task = artifact.parts["data"], artifact.task
-        student = Classifier.load(artifact.parts["student"], task, artifact.figures["max_length"])
+        max_length = artifact.figures["max_length"]
+        student = Classifier.load(artifact.parts["student"], artifact.task, max_length)
+        curves = self.fit(student, artifact, context, "distil the student")
+        student.save(context.folder / "student")
+        forget_inner(context)
+        return artifact.with_part("student", context.folder / "student").with_figures(distil=curves)
+
+    def fit(
+        self,
+        student: Classifier,
+        artifact: Artifact,
+        context: Context,
+        description: str,
+        along: Along | None = None,
+    ) -> dict[str, Any]:
+        """Train a student in place.
+
+        Args:
+            student: It reads the pieces of the artifact's `teacher_outputs`.
+            artifact: With the parts `data` and `teacher_outputs`.
+            context: Where checkpoints live, and the progress.
+            description: What the bar says.
+            along: What else is done meanwhile.
+
+        Returns:
+            `valid_score`, the best one, `curve` and, with epochs for the inside, `inner_curve`.
+        """
+        data, task, along = artifact.parts["data"], artifact.task, along or Along()
         pool, valid = load_pool(artifact), load_split(data, "valid")
         encoded, valid_encoded = student.encode(pool.texts), student.encode(valid.texts)
         train_split = load_split(data, "train")
@@ -145,26 +188,27 @@ class Distill:
                 context,
                 "distil the inside",
             )
+        loss = self.loss(student, encoded, store, targets, scale, terms)
         curve = train(
             student.model,
-            self.loss(student, encoded, store, targets, scale, terms),
+            loss if along.penalty is None else _with(loss, along.penalty),
             encoded.lengths,
             settings,
             lambda: valid_score(student, valid_encoded, valid),
             context.checkpoints,
             context.progress,
-            "distil the student",
+            description,
             terms.projections,
+            along.factors,
+            along.each_step,
+            along.kept_from,
         )
-        student.save(context.folder / "student")
-        forget_inner(context)
-        best = max(point.valid_score for point in curve)
-        curves = {"curve": [asdict(point) for point in curve]}
+        first = along.kept_from * settings.epochs * -(-len(encoded) // settings.batch_size)
+        counted = [point.valid_score for point in curve if point.step >= first]
+        curves: dict[str, Any] = {"valid_score": max(counted), "curve": [asdict(point) for point in curve]}
         if inner:
             curves["inner_curve"] = [asdict(point) for point in inner]
-        return artifact.with_part("student", context.folder / "student").with_figures(
-            distil={"valid_score": best, **curves}
-        )
+        return curves
 
     def terms(self, artifact: Artifact, student: Classifier, encoded: Encoded, store: Store) -> Terms:
         """What the inner terms compare, found in the two models and checked against the store.
@@ -184,7 +228,7 @@ class Distill:
             store.need(layer_map[-1:], f"cosine={self.cosine}")
         if self.attention or self.relations:
             # All of the teacher but the attention that is used is let go again.
-            teacher = Classifier.load(artifact.parts["teacher"], artifact.task, student.max_length).model
+            teacher = Classifier.load(artifact.master, artifact.task, student.max_length).model
             terms = self._attention_terms(terms, student.model, teacher, store)
         if self.hidden or self.cosine:
             project = width != store.width if self.project is None else self.project
@@ -358,3 +402,10 @@ def label_term(
     if task.word_outputs:
         losses = losses + word_loss(student, output.word_logits[places], encoded, kept, targets)
     return total.index_put((torch.tensor(places),), losses)
+
+
+def _with(loss: Loss, penalty: Callable[[], Tensor]) -> Loss:
+    def both(model: nn.Module, indices: Sequence[int]) -> Tensor:
+        return loss(model, indices) + penalty()
+
+    return both

@@ -66,7 +66,7 @@ class TeacherOutputs:
             RecipeError: `states` or `width` does not fit the teacher.
         """
         task, max_length = artifact.task, artifact.figures["max_length"]
-        teacher = Classifier.load(artifact.parts["teacher"], task, max_length)
+        teacher = Classifier.load(artifact.master, task, max_length)
         depth, width = depth_of(teacher.model), width_of(teacher.model)
         states = self.states
         if states is None:

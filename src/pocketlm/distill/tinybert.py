@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_pool, load_split
-from pocketlm.distill.inner import forget_inner, projections_of, save_tensors, train_inner
+from pocketlm.distill.inner import forget_inner, projections_of, train_inner
 from pocketlm.distill.layers import logit_term
 from pocketlm.distill.losses import state_mse
 from pocketlm.distill.online import Online, load_corpus
@@ -59,7 +59,7 @@ from pocketlm.models.load import Classifier, with_new_head
 from pocketlm.stage import Context
 from pocketlm.supervised import target_scale, valid_score
 from pocketlm.tokenization.encode import Encoded
-from pocketlm.train import Loss, Point, Precision, Settings, train
+from pocketlm.train import Loss, Point, Precision, Settings, save_tensors, train
 
 
 @dataclass(frozen=True)
@@ -346,7 +346,7 @@ class TinyBert:
         self, artifact: Artifact, student: Classifier, encoded: Encoded, store: Store
     ) -> tuple[Loss, nn.ModuleList]:
         """The loss of the layers, and the projections that are learnt along."""
-        teacher = Classifier.load(artifact.parts["teacher"], artifact.task, student.max_length)
+        teacher = Classifier.load(artifact.master, artifact.task, student.max_length)
         layer_map = layer_map_of(
             self.layer_map, artifact.figures["shape"], depth_of(student.model), depth_of(teacher.model)
         )

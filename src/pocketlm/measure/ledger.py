@@ -32,8 +32,8 @@ class Cost:
 
 TEACHER_STAGES = ("finetune",)
 POCKET_STAGES = (
-    *("augment", "student", "subwords", "tinybert_general", "relations"),
-    *("teacher_outputs", "tinybert", "distill"),
+    *("augment", "assistant", "student", "subwords", "tinybert_general", "relations"),
+    *("teacher_outputs", "tinybert", "distill", "magnitude", "movement"),
     *("export", "int8", "pack"),
 )
 
@@ -127,7 +127,8 @@ def total(values: Iterable[float | None]) -> float | None:
 
 def curves(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Learning curves of the stages that trained."""
-    found = (("teacher", figures["teacher"]["curve"]), ("pocket", figures.get("distil", {}).get("curve", [])))
+    names = (("teacher", "teacher"), ("assistant", "assistant"), ("pocket", "distil"))
+    found = [(name, figures.get(key, {}).get("curve", [])) for name, key in names]
     return [{"name": name, "points": points} for name, points in found if points]
 
 

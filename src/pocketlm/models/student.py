@@ -113,11 +113,11 @@ class BuildStudent:
             TeacherError: the teacher is not of the BERT family.
         """
         task, max_length = artifact.task, artifact.figures["max_length"]
-        teacher = Classifier.load(artifact.parts["teacher"], task, max_length)
+        teacher = Classifier.load(artifact.master, task, max_length)
         texts = load_split(artifact.parts["data"], "train").texts
         torch.manual_seed(self.seed)
         source = teacher
-        if "start_source" in artifact.parts:
+        if "start_source" in artifact.parts and "assistant" not in artifact.parts:
             source = with_new_head(artifact.parts["start_source"], task, max_length)
         shape = self.shape_of(source.model)
         student = self.cut(source, shape, texts)
@@ -145,7 +145,8 @@ class BuildStudent:
             .with_figures(
                 shape=figures,
                 parameters=parameters_of(student.model),
-                teacher_parameters=parameters_of(teacher.model),
+                # An assistant has told those of the teacher.
+                teacher_parameters=artifact.figures.get("teacher_parameters", parameters_of(teacher.model)),
             )
         )
 

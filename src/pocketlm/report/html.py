@@ -6,17 +6,14 @@ names) is shortened, escaped and isolated from the writing direction around it.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pocketlm.errors import MissingExtraError, storage_errors
 from pocketlm.report import confusion, svg, table, units, wording
 from pocketlm.report.ledger import listed, section, text
+from pocketlm.report.page import render_page, write_page
 from pocketlm.report.units import shorten
 
 MOST_NAMES = 20
@@ -37,18 +34,7 @@ def render(pocket: Mapping[str, Any]) -> str:
     Raises:
         MissingExtraError: jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "report") from error
-    source = resources.files("pocketlm.report").joinpath("template.html").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["breakable"] = _breakable
-    page = environment.from_string(source).render(_page(pocket))
-    # HTML has no place for these, and a lone surrogate cannot even be written as UTF-8.
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", page)
+    return render_page("pocket.html", _page(pocket))
 
 
 def write_report(pocket: Mapping[str, Any], path: Path) -> None:
@@ -58,11 +44,7 @@ def write_report(pocket: Mapping[str, Any], path: Path) -> None:
         MissingExtraError: jinja2 is not installed.
         StorageError: the disk is full, or the folder cannot be written.
     """
-    page = render(pocket)
-    aside = path.with_name(path.name + ".partial")
-    with storage_errors(path.parent):
-        aside.write_text(page, encoding="utf-8")
-        os.replace(aside, path)
+    write_page(render(pocket), path)
 
 
 def _page(pocket: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,6 +54,7 @@ def _page(pocket: Mapping[str, Any]) -> dict[str, Any]:
     metric = text(ledger, "metric", "score")
     bill = section(ledger, "bill")
     return {
+        "kind": "pocketlm report on",
         "name": shorten(text(pocket, "name", "unnamed"), wording.NAME_LIMIT),
         "when": _when(ledger.get("when")),
         "clauses": wording.headline(ledger),
@@ -238,13 +221,6 @@ def _origin(pocket: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Rows", ", ".join(rows) or units.NOT_MEASURED),
         ("Dropped", shorten(", ".join(dropped), 300) or "nothing"),
     ]
-
-
-def _breakable(text: str) -> Any:
-    """A label that a line may break after each underscore, hyphen, dot and slash."""
-    from markupsafe import Markup, escape
-
-    return Markup(re.sub(r"([_\-./])(?=\w)", r"\1<wbr>", str(escape(text))))
 
 
 def _known(value: Any, otherwise: str = units.NOT_MEASURED) -> str:

@@ -10,11 +10,10 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
-from pocketlm.report import units
-from pocketlm.report.labels import Align, Anchor, Box, Placed, place, text_width
+from pocketlm.report import marks, units
+from pocketlm.report.labels import Anchor, Box, Placed, place, text_width
 from pocketlm.report.ledger import listed
 from pocketlm.report.scales import nice_ticks, padded, scale, size_ticks, spread
 
@@ -174,9 +173,9 @@ class _Drawing:
         name = units.metric_name(self.metric)
         told = "; ".join(_told(model, self.metric) for model in self.models)
         parts = [
-            _open(self.width, self.height, f"Size against {name}. {told}"),
+            marks.opened(self.width, self.height, f"Size against {name}. {told}"),
             *self._axes(name),
-            *(_line("thread", *start, *end) for start, end in self.threads()),
+            *(marks.line("thread", *start, *end) for start, end in self.threads()),
         ]
         for model, where in sorted(
             zip(self.models, placed, strict=True), key=lambda pair: -self.radius(pair[0])
@@ -187,10 +186,10 @@ class _Drawing:
     def _axes(self, name: str) -> list[str]:
         frame = self.frame
         parts = [
-            _text("axis-name", frame.left - 44, 13, "start", f"↑ {name}"),
-            _text("axis-name", frame.right, self.height - 5, "end", "size on disk, logarithmic →"),
-            _text("better", frame.left + 6, frame.top + 14, "start", "↖ smaller and better"),
-            _line("rule", frame.left, frame.bottom, frame.right, frame.bottom),
+            marks.text("axis-name", frame.left - 44, 13, "start", f"↑ {name}"),
+            marks.text("axis-name", frame.right, self.height - 5, "end", "size on disk, logarithmic →"),
+            marks.text("better", frame.left + 6, frame.top + 14, "start", "↖ smaller and better"),
+            marks.line("rule", frame.left, frame.bottom, frame.right, frame.bottom),
         ]
         ticks = [t for t in nice_ticks(*self._inverse_scores()) if frame.top <= self.y(t) <= frame.bottom - 8]
         decimals = (
@@ -206,8 +205,8 @@ class _Drawing:
                 else f"{units.fixed(tick, decimals)}"
             )
             parts += [
-                _line("grid", frame.left, y, frame.right, y),
-                _text("tick", frame.left - 7, y + 4, "end", written),
+                marks.line("grid", frame.left, y, frame.right, y),
+                marks.text("tick", frame.left - 7, y + 4, "end", written),
             ]
         last = -math.inf
         for tick in size_ticks(*self._inverse_sizes()):
@@ -217,8 +216,8 @@ class _Drawing:
                 continue
             last = x + half + 6
             parts += [
-                _line("rule", x, frame.bottom, x, frame.bottom + 4),
-                _text("tick", x, frame.bottom + 18, "middle", written),
+                marks.line("rule", x, frame.bottom, x, frame.bottom + 4),
+                marks.text("tick", x, frame.bottom + 18, "middle", written),
             ]
         return parts
 
@@ -241,7 +240,7 @@ class _Drawing:
     def _model(self, model: Point, where: Placed) -> list[str]:
         x, y, radius = self.x(model), self.y(model.score), self.radius(model)
         kind = model.kind + ("" if model.p50_ms is not None else " unclocked")
-        parts = [f'<g class="{kind}"><title>{_safe(_told(model, self.metric))}</title>']
+        parts = [f'<g class="{kind}"><title>{marks.safe(_told(model, self.metric))}</title>']
         parts.append(f'<circle class="disc" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>')
         if model.low is not None and model.high is not None:
             low, high = self.y(model.low), self.y(model.high)
@@ -251,13 +250,15 @@ class _Drawing:
         apart = math.dist(near, (x, y))
         if apart > radius + 14:
             rim = (x + (near[0] - x) * radius / apart, y + (near[1] - y) * radius / apart)
-            parts.append(_line("leader", *rim, *near))
+            parts.append(marks.line("leader", *rim, *near))
         box = where.box
         flush = {"start": box.left, "middle": (box.left + box.right) / 2, "end": box.right}[where.align]
         lines, figures = self.label(model)
         for number, line in enumerate(lines, start=1):
-            parts.append(_text("label", flush, box.top + number * LINE - 3, where.align, line))
-        parts.append(_text("figures", flush, box.top + (len(lines) + 1) * LINE - 3, where.align, figures))
+            parts.append(marks.text("label", flush, box.top + number * LINE - 3, where.align, line))
+        parts.append(
+            marks.text("figures", flush, box.top + (len(lines) + 1) * LINE - 3, where.align, figures)
+        )
         parts.append("</g>")
         return parts
 
@@ -289,7 +290,7 @@ def curve_picture(
     last = max(step for step, _ in scores + losses)
     left, right, name = 6.0, width - 6.0, units.metric_name(metric)
     middle = height * 0.56
-    parts = [_open(width, height, f"Valid {name} and train loss over {units.count(last)} steps")]
+    parts = [marks.opened(width, height, f"Valid {name} and train loss over {units.count(last)} steps")]
     if scores:
         low, high = padded(*(score_range or (min(v for _, v in scores), max(v for _, v in scores))), 0.01)
         path = [(scale(s, 0, last, left, right), scale(v, low, high, middle - 12, 40)) for s, v in scores]
@@ -298,12 +299,12 @@ def curve_picture(
         half = text_width(written, TEXT_SIZE) / 2
         x = min(max(path[best][0], left + half), right - half)
         parts += [
-            _text("axis-name", left, 12, "start", f"valid {name}"),
-            _polyline(f"{kind} score", path),
+            marks.text("axis-name", left, 12, "start", f"valid {name}"),
+            marks.polyline(f"{kind} score", path),
             *(f'<circle class="{kind} mark" cx="{a:.1f}" cy="{b:.1f}" r="1.8"/>' for a, b in path),
             f'<circle class="{kind} best" cx="{path[best][0]:.1f}" cy="{path[best][1]:.1f}" r="4"><title>'
-            f"best: {_safe(written)} at step {units.count(scores[best][0])}</title></circle>",
-            _text("label", x, path[best][1] - 9, "middle", written),
+            f"best: {marks.safe(written)} at step {units.count(scores[best][0])}</title></circle>",
+            marks.text("label", x, path[best][1] - 9, "middle", written),
         ]
     if losses:
         top = max(value for _, value in losses)
@@ -312,14 +313,14 @@ def curve_picture(
         path = [(scale(s, 0, last, left, right), scale(v, low, high, bottom, middle + 22)) for s, v in losses]
         ends = f"{units.significant(losses[0][1], 2)} → {units.significant(losses[-1][1], 2)}"
         parts += [
-            _text("axis-name", left, middle + 12, "start", "train loss"),
-            _text("axis-name", right, middle + 12, "end", ends),
-            _polyline("loss", path),
+            marks.text("axis-name", left, middle + 12, "start", "train loss"),
+            marks.text("axis-name", right, middle + 12, "end", ends),
+            marks.polyline("loss", path),
         ]
     parts += [
-        _line("rule", left, height - 20, right, height - 20),
-        _text("tick", left, height - 5, "start", "0"),
-        _text("tick", right, height - 5, "end", f"{units.count(last)} steps"),
+        marks.line("rule", left, height - 20, right, height - 20),
+        marks.text("tick", left, height - 5, "start", "0"),
+        marks.text("tick", right, height - 5, "end", f"{units.count(last)} steps"),
         "</svg>",
     ]
     return "".join(parts)
@@ -348,25 +349,3 @@ def _told(model: Point, metric: str) -> str:
     ]
     parts.append("latency not measured" if model.p50_ms is None else units.milliseconds(model.p50_ms))
     return f"{units.shorten(model.label, 80)}: {', '.join(parts)}"
-
-
-def _safe(text: str) -> str:
-    """Escaped, and isolated from the direction of its neighbours by U+2068 and U+2069."""
-    return f"\u2068{escape(text)}\u2069"
-
-
-def _open(width: int, height: int, told: str) -> str:
-    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    return f'<svg {size} role="img" aria-label="{_safe(told)}">'
-
-
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _polyline(kind: str, path: Sequence[tuple[float, float]]) -> str:
-    return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in path)}"/>'
-
-
-def _text(kind: str, x: float, y: float, align: Align, text: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{align}">{_safe(text)}</text>'

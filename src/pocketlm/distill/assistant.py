@@ -1,0 +1,76 @@
+"""A teacher assistant: a model between a large teacher and a small student.
+
+Mirzadeh et al. 2020, Improved Knowledge Distillation via Teacher Assistant
+(https://arxiv.org/abs/1902.03393), section 3: where the gap is too wide for the student to follow the
+teacher, a model of a size between learns from the teacher first, and the student from it.
+
+Deviations: the assistant is the recipe's `start`, a pre-trained encoder, whole. So the student can be cut
+out of the assistant's weights and compare hidden states with it, which it cannot with a teacher that is too
+wide to be cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from transformers import AutoConfig
+
+from pocketlm.artifact import Artifact
+from pocketlm.distill.layers import Distill
+from pocketlm.distill.teacher_outputs import TeacherOutputs
+from pocketlm.errors import RecipeError
+from pocketlm.models.student import BuildStudent
+from pocketlm.stage import Context
+from pocketlm.train import Precision
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """Distil the teacher's logits into the recipe's `start`, from which the student then is made.
+
+    Args:
+        epochs: Passes over all texts that the teacher labels.
+        learning_rate: Peak of the schedule.
+        temperature: Of both sides' class probabilities.
+        batch_size: Examples a step.
+        precision: See `pocketlm.train.Settings`.
+        seed: Of the batches and the new head.
+    """
+
+    epochs: int = 2
+    learning_rate: float = 1e-4
+    temperature: float = 2.0
+    batch_size: int = 32
+    precision: Precision = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.distill()  # out of range is told at once
+
+    def distill(self) -> Distill:
+        """The stage that trains so."""
+        names = ("epochs", "learning_rate", "temperature", "batch_size", "precision", "seed")
+        return Distill(hidden=0.0, **{name: getattr(self, name) for name in names})
+
+    def __call__(self, artifact: Artifact, context: Context) -> Artifact:
+        """Adds the part and the figure `assistant` (valid score and curve).
+
+        Raises:
+            RecipeError: the recipe names no `start`.
+        """
+        if "start_source" not in artifact.parts:
+            raise RecipeError("an assistant is made of the recipe's `start`, and there is none; name a model")
+
+        def inside(name: str) -> Context:
+            folder, checkpoints = context.folder / name, context.checkpoints / name
+            folder.mkdir(parents=True, exist_ok=True)
+            return replace(context, folder=folder, checkpoints=checkpoints)
+
+        config = cast(Any, AutoConfig).from_pretrained(str(artifact.parts["start_source"]))
+        whole = BuildStudent(layers=config.num_hidden_layers, vocabulary=None, seed=self.seed)
+        asked = TeacherOutputs(states=(), precision=self.precision)(artifact, inside("outputs"))
+        taught = self.distill()(whole(asked, inside("start")), inside("distil"))
+        return artifact.with_part("assistant", taught.parts["student"]).with_figures(
+            assistant=taught.figures["distil"], teacher_parameters=taught.figures["teacher_parameters"]
+        )

@@ -1,0 +1,1 @@
+"""Weights left out: tickets, magnitude, curvature, and structure that is really gone."""
