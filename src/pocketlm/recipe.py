@@ -46,6 +46,7 @@ from pocketlm.models.student import BuildStudent
 from pocketlm.prune.lottery_ticket import FindMaskedLmTickets, FindTickets, TryTicket
 from pocketlm.prune.magnitude import Magnitude
 from pocketlm.prune.movement import Movement
+from pocketlm.prune.obd import OptimalBrainDamage
 from pocketlm.quantize.int8 import QuantizeInt8
 from pocketlm.stage import Stage
 
@@ -63,6 +64,7 @@ STAGES: dict[str, type] = {
     "distill": Distill,
     "magnitude": Magnitude,
     "movement": Movement,
+    "obd": OptimalBrainDamage,
     "export": Export,
     "int8": QuantizeInt8,
     "pack": Pack,
@@ -71,9 +73,9 @@ STAGES: dict[str, type] = {
 }
 OPTIONAL = (
     *("augment", "assistant", "subwords", "tinybert_general", "relations"),
-    *("teacher_outputs", "tinybert", "distill", "magnitude", "movement", "int8"),
+    *("teacher_outputs", "tinybert", "distill", "magnitude", "movement", "obd", "int8"),
 )
-NEEDS_TEACHER_OUTPUTS = ("tinybert", "distill", "magnitude", "movement")
+NEEDS_TEACHER_OUTPUTS = ("tinybert", "distill", "magnitude", "movement", "obd")
 KEYS = ("teacher", "revision", "start", "data", "seed", "stages", "set")
 # What studies run beside a recipe's stages, see `pocketlm.tickets`.
 STUDIES: dict[str, type] = {
