@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup check test docs bench bench-distill tables demo
+.PHONY: help setup check test docs bench bench-distill bench-tickets tables demo
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -43,6 +43,10 @@ bench: setup  ## measure the demo and your own data, then rewrite the tables
 
 bench-distill: setup  ## every distilled row, or those of ARGS='--rows point-a --tasks critics'
 	@$(BIN)/python benchmarks/run.py distill $(ARGS)
+	@$(BIN)/python scripts/readme_tables.py
+
+bench-tickets: setup  ## lottery tickets on six tasks, some hours; ARGS='--tasks critics' for some of them
+	@$(BIN)/python benchmarks/tickets.py $(ARGS)
 	@$(BIN)/python scripts/readme_tables.py
 
 tables: setup  ## rewrite the tables of README and docs from benchmarks/results

@@ -367,7 +367,9 @@ def test_a_packaged_recipe_is_found_by_its_name(
 
 def test_operating_points_and_the_papers_methods_are_packaged() -> None:
     named = {"default", "smaller", "from-base", "from-base-smaller", "demo"}
-    assert named | {"distilbert", "relations", "subwords", "tinybert"} == {*recipes.packaged_names()}
+    assert named | {"distilbert", "relations", "structured", "subwords", "tinybert"} == {
+        *recipes.packaged_names()
+    }
 
 
 def test_an_unknown_recipe_is_told_the_names() -> None:
@@ -381,7 +383,9 @@ def test_an_unknown_recipe_is_told_the_names() -> None:
 def test_distillation_needs_the_teachers_outputs(name: str) -> None:
     without = [one for one in DEFAULT if one not in ("teacher_outputs", "distill")]
     names = [one for one in STAGES if one in without or one == name]
-    assert "tinybert, distill, magnitude, movement, obd need teacher_outputs" in message({"stages": names})
+    assert "tinybert, structured, distill, magnitude, movement, obd need teacher_outputs" in message(
+        {"stages": names}
+    )
 
 
 BRIEF = {

@@ -47,6 +47,7 @@ from pocketlm.prune.lottery_ticket import FindMaskedLmTickets, FindTickets, TryT
 from pocketlm.prune.magnitude import Magnitude
 from pocketlm.prune.movement import Movement
 from pocketlm.prune.obd import OptimalBrainDamage
+from pocketlm.prune.structured import Structured
 from pocketlm.quantize.int8 import QuantizeInt8
 from pocketlm.stage import Stage
 
@@ -61,6 +62,7 @@ STAGES: dict[str, type] = {
     "relations": Relations,
     "teacher_outputs": TeacherOutputs,
     "tinybert": TinyBert,
+    "structured": Structured,
     "distill": Distill,
     "magnitude": Magnitude,
     "movement": Movement,
@@ -73,9 +75,9 @@ STAGES: dict[str, type] = {
 }
 OPTIONAL = (
     *("augment", "assistant", "subwords", "tinybert_general", "relations"),
-    *("teacher_outputs", "tinybert", "distill", "magnitude", "movement", "obd", "int8"),
+    *("teacher_outputs", "tinybert", "structured", "distill", "magnitude", "movement", "obd", "int8"),
 )
-NEEDS_TEACHER_OUTPUTS = ("tinybert", "distill", "magnitude", "movement", "obd")
+NEEDS_TEACHER_OUTPUTS = ("tinybert", "structured", "distill", "magnitude", "movement", "obd")
 KEYS = ("teacher", "revision", "start", "data", "seed", "stages", "set")
 # What studies run beside a recipe's stages, see `pocketlm.tickets`.
 STUDIES: dict[str, type] = {

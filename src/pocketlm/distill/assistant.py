@@ -12,9 +12,6 @@ wide to be cut.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
-
-from transformers import AutoConfig
 
 from pocketlm.artifact import Artifact
 from pocketlm.distill.layers import Distill
@@ -67,8 +64,7 @@ class Assistant:
             folder.mkdir(parents=True, exist_ok=True)
             return replace(context, folder=folder, checkpoints=checkpoints)
 
-        config = cast(Any, AutoConfig).from_pretrained(str(artifact.parts["start_source"]))
-        whole = BuildStudent(layers=config.num_hidden_layers, vocabulary=None, seed=self.seed)
+        whole = BuildStudent(layers=None, vocabulary=None, seed=self.seed)
         asked = TeacherOutputs(states=(), precision=self.precision)(artifact, inside("outputs"))
         taught = self.distill()(whole(asked, inside("start")), inside("distil"))
         return artifact.with_part("assistant", taught.parts["student"]).with_figures(

@@ -19,12 +19,13 @@ from pocketlm.export.pack import FORMAT, described_files, shipped_bytes
 from pocketlm.measure.controls import scored_row
 from pocketlm.measure.energy import METHOD_TEXT, Meter, request_energy
 from pocketlm.measure.kinds import by_name, confusions, disagreements
-from pocketlm.measure.speed import interleave, peak_ram_bytes, throughput
+from pocketlm.measure.memory import peak_ram_bytes
 from pocketlm.metrics import Logits, headline, retention_interval
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.runtime.pocket import Pocket, Text, load
 from pocketlm.stage import Context
 from pocketlm.task import Task
+from pocketlm.timing import interleave, throughput
 
 BATCH = 32
 WARMUP = 20

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
 from pocketlm.measure.energy import Meter
-from pocketlm.measure.speed import interleave
 from pocketlm.metrics import Labels, Logits, bootstrap_interval, headline, intents, multi_hot, score
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.stage import Context
 from pocketlm.supervised import fold_scale, label_loss, target_scale, targets_of, valid_score
 from pocketlm.task import Task
+from pocketlm.timing import interleave
 from pocketlm.train import Precision, Settings, train
 from pocketlm.words import WordLogits, WordSums
 

@@ -33,7 +33,7 @@ class Cost:
 TEACHER_STAGES = ("finetune",)
 POCKET_STAGES = (
     *("augment", "assistant", "student", "subwords", "tinybert_general", "relations"),
-    *("teacher_outputs", "tinybert", "distill", "magnitude", "movement", "obd"),
+    *("teacher_outputs", "tinybert", "structured", "distill", "magnitude", "movement", "obd"),
     *("export", "int8", "pack"),
 )
 

@@ -39,12 +39,14 @@ def rebuilt(model: PreTrainedModel, fresh: bool = False) -> PreTrainedModel:
     return cast(PreTrainedModel, made.eval())
 
 
-def chosen_layers(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Teacher layers that a student keeps: 3 of 6 is (1, 3, 5).
+def chosen_layers(layers: int | Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """Teacher layers that a student keeps: 3 of 6 is (1, 3, 5), and None all of them.
 
     Raises:
         RecipeError: not strictly ascending within 0 … depth - 1.
     """
+    if layers is None:
+        return tuple(range(depth))
     if isinstance(layers, int):
         if not 1 <= layers <= depth:
             raise RecipeError(
@@ -85,8 +87,8 @@ def keep_neurons(model: nn.Module, saliency: Sequence[Tensor], size: int) -> Non
         )
     for layer, scores in zip(layers, saliency, strict=True):
         kept = scores.topk(size).indices.sort().values
-        _take_rows(layer.rising, kept)
-        _take_columns(layer.falling, kept)
+        take_rows(layer.rising, kept)
+        take_columns(layer.falling, kept)
     setattr(cast(Any, model).config, family_of(model).ffn_size, size)
 
 
@@ -118,8 +120,8 @@ def keep_heads(model: nn.Module, kept: Sequence[Tensor]) -> None:
         size = layer.query.out_features // config.num_attention_heads
         units = (heads[:, None] * size + torch.arange(size)).flatten()
         for linear in (*layer.queries, *layer.keys, layer.value):
-            _take_rows(linear, units)
-        _take_columns(layer.output, units)
+            take_rows(linear, units)
+        take_columns(layer.output, units)
     if family.head_bias is not None:
         table = cast(nn.Embedding, cast(Any, model).base_model.get_submodule(family.head_bias))
         table.weight = nn.Parameter(table.weight[:, kept[0]].clone())
@@ -185,9 +187,9 @@ def keep_pool(model: nn.Module, units: Tensor) -> None:
     """Keep the named units of the head's pool, ascending, in place; nothing to do without a pool."""
     pool = pool_of(model)
     if pool is not None:
-        _take_rows(pool, units)
+        take_rows(pool, units)
         for linear in head_maps(model):
-            _take_columns(linear, units)
+            take_columns(linear, units)
 
 
 def reader_of(moment: Tensor, basis: Tensor) -> Tensor:
@@ -254,14 +256,16 @@ def most_salient(scores: Tensor, count: int) -> Tensor:
     return scores.topk(count).indices.sort().values
 
 
-def _take_rows(linear: nn.Linear, rows: Tensor) -> None:
+def take_rows(linear: nn.Linear, rows: Tensor) -> None:
+    """Keep some outputs of a linear map, in place."""
     linear.weight = nn.Parameter(linear.weight[rows].clone())
     if linear.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
         linear.bias = nn.Parameter(linear.bias[rows].clone())
     linear.out_features = len(rows)
 
 
-def _take_columns(linear: nn.Linear, columns: Tensor) -> None:
+def take_columns(linear: nn.Linear, columns: Tensor) -> None:
+    """Keep some inputs of a linear map, in place."""
     linear.weight = nn.Parameter(linear.weight[:, columns].clone())
     linear.in_features = len(columns)
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -21,7 +22,8 @@ from transformers.utils import logging as transformers_logging
 
 from pocketlm.data.batches import pad
 from pocketlm.errors import TeacherError
-from pocketlm.models.heads import configure, model_class
+from pocketlm.models.heads import configure, model_class, new_model
+from pocketlm.models.uneven import cut_as_saved, is_uneven
 from pocketlm.task import Task
 from pocketlm.tokenization.encode import Encoded, encode, encode_windows, load_tokenizer, pad_id
 from pocketlm.words import MISSING, WordLogits, WordSums
@@ -199,8 +201,10 @@ def _read_config(folder: Path) -> Any:
 
 def _read_model(folder: Path, task: Task, new_head: bool, **options: Any) -> PreTrainedModel:
     """The classifier of a folder; what its weights do not hold would be random, which only a head may be."""
+    if is_uneven(config := _read_config(folder)):
+        return _read_uneven(folder, task, config)
     if task.word_outputs:
-        config = options.setdefault("config", _read_config(folder))
+        config = options.setdefault("config", config)
         if task.kind == "qa":  # the head of `…ForQuestionAnswering` is a token classifier's by another name
             options["key_mapping"] = {"^qa_outputs": "classifier"}
             config.num_labels = task.word_outputs
@@ -218,6 +222,27 @@ def _read_model(folder: Path, task: Task, new_head: bool, **options: Any) -> Pre
             f"{', …' if len(random) > 3 else ''} missing or of another shape; fetch or save the model again"
         )
     return model
+
+
+def _read_uneven(folder: Path, task: Task, config: Any) -> PreTrainedModel:
+    """A model with layers that are not alike: built whole, cut to the shapes in its config, then filled."""
+    with quiet_transformers():
+        model = new_model(config, task)
+    model.set_attn_implementation(ATTENTION)
+    cut_as_saved(model)
+    given, own = load_file(folder / "model.safetensors"), model.state_dict()
+    wrong = sorted(name for name in {*given, *own} if not _same_shape(given.get(name), own.get(name)))
+    if wrong:
+        raise TeacherError(
+            f"the weights in {folder} do not fit the shapes in its config.json: {', '.join(wrong[:3])}; "
+            "fetch or save the model again"
+        )
+    model.load_state_dict(given)
+    return model.eval()
+
+
+def _same_shape(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape
 
 
 def set_dropout(config: PretrainedConfig, dropout: float) -> None:

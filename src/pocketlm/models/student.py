@@ -70,7 +70,8 @@ class BuildStudent:
     """Cut a student out of the teacher, or out of the recipe's `start`.
 
     Args:
-        layers: Layers to keep, ascending from 0; or how many, spread evenly with the last kept.
+        layers: Layers to keep, ascending from 0; or how many, spread evenly with the last kept; None
+            keeps all.
         hidden_size: Hidden units to keep; None keeps all.
         intermediate_size: FFN neurons to keep in every layer; None keeps all.
         heads: Attention heads to keep in every layer, a divisor of the hidden size; None keeps all.
@@ -88,7 +89,7 @@ class BuildStudent:
         seed: Of random weights.
     """
 
-    layers: int | tuple[int, ...] = 3
+    layers: int | tuple[int, ...] | None = 3
     hidden_size: int | None = None
     intermediate_size: int | None = None
     heads: int | None = None

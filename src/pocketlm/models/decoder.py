@@ -1,0 +1,89 @@
+"""Language models that write from left to right: in from safetensors or GGUF, out as safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from pocketlm.errors import MissingExtraError, TeacherError
+from pocketlm.models.load import quiet_transformers
+
+
+@dataclass
+class Decoder:
+    """A transformers `…ForCausalLM` with its tokenizer.
+
+    Args:
+        model: In evaluation mode, in float32.
+        tokenizer: Its tokenizer.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+
+    def ids(self, texts: Sequence[str]) -> Tensor:
+        """Texts one after the other, two line breaks between them, as pieces: [pieces]."""
+        return torch.tensor(self.tokenizer.encode("\n\n".join(texts), add_special_tokens=False).ids)
+
+    def save(self, folder: Path) -> None:
+        """Write the model as transformers does, and its `tokenizer.json`."""
+        with quiet_transformers():
+            self.model.save_pretrained(str(folder))
+        self.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+
+
+def load_decoder(folder: Path) -> Decoder:
+    """Read a folder with a causal language model, or with one `.gguf` file, whose weights become float32.
+
+    Raises:
+        TeacherError: transformers finds no causal language model there.
+        MissingExtraError: the file is GGUF, and the package that reads it is not installed.
+    """
+    files = sorted(folder.glob("*.gguf"))
+    options: dict[str, Any] = {"local_files_only": True}
+    if files:
+        options["gguf_file"] = files[0].name
+    try:
+        with quiet_transformers():
+            tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(folder), **options)
+            model = cast(Any, AutoModelForCausalLM).from_pretrained(
+                str(folder), dtype=torch.float32, attn_implementation="sdpa", **options
+            )
+    except ImportError as error:
+        raise MissingExtraError("gguf", "decoder") from error
+    except (ValueError, OSError) as error:
+        raise TeacherError(
+            f"{folder} holds no causal language model that transformers can read ({error}); give a folder "
+            "with config.json and safetensors, or with one .gguf file"
+        ) from error
+    return Decoder(model.eval(), tokenizer.backend_tokenizer)
+
+
+@torch.no_grad()
+def perplexity(decoder: Decoder, ids: Tensor, length: int = 512) -> float:
+    """Exp of the mean cross-entropy of every piece but the first of each window.
+
+    Args:
+        decoder: The model.
+        ids: Text, [pieces]; cut into windows that do not overlap, as the pruning papers do. What is left over
+            is not read.
+        length: Pieces of a window.
+
+    Returns:
+        1 for a model that is always sure and right.
+    """
+    windows = ids[: len(ids) // length * length].reshape(-1, length)
+    if not len(windows):
+        raise TeacherError(f"the text has {len(ids)} pieces, fewer than one window of {length}; give more")
+    nats = 0.0
+    for window in windows:
+        logits = decoder.model(input_ids=window[None]).logits[0, :-1].float()
+        nats += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
+    return float(torch.tensor(nats / (len(windows) * (length - 1))).exp())

@@ -1,0 +1,188 @@
+"""What heads and neurons cost here: milliseconds measured on this machine, or bytes.
+
+After the latency tables of ZipLM (Kurtic et al. 2023, https://arxiv.org/abs/2302.04089, section 3.2): every
+size of an attention and of an FFN is exported, run and timed once, and a network costs the sum of its parts.
+What a count of operations says wrong of a size that the kernels do not like, the table says right.
+
+Deviations: parts are timed inside of a model of two layers, in turn with all others, so that the machine's
+drift is the same for all; between the measured sizes the table is linear.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pocketlm.errors import RecipeError
+from pocketlm.export.onnx import export
+from pocketlm.models.cut import keep_layers
+from pocketlm.models.families import encoder_layers, layers_of
+from pocketlm.models.load import Classifier, parameters_of
+from pocketlm.models.uneven import cut_layers
+from pocketlm.quantize.int8 import quantize_embeddings, quantize_matmuls
+from pocketlm.runtime.pocket import ONE_THREAD_BYTES, session
+from pocketlm.timing import interleave
+
+TIMED_LAYERS = 2
+NEURON_SIZES = 8
+ROUNDS = 40
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A table of costs, in milliseconds or bytes.
+
+    Args:
+        rest: Of all but attention and FFN.
+        heads: Sizes of an attention that were measured, ascending from 0.
+        attention: Cost of an attention of each.
+        neurons: Sizes of an FFN that were measured, ascending from 0.
+        ffn: Cost of an FFN of each.
+    """
+
+    rest: float
+    heads: tuple[int, ...]
+    attention: tuple[float, ...]
+    neurons: tuple[int, ...]
+    ffn: tuple[float, ...]
+
+    def total(self, heads: Tensor, neurons: Tensor) -> Tensor:
+        """Cost of a network, with a gradient for its sizes.
+
+        Args:
+            heads: Of every layer, [layers]; any number between the measured ones.
+            neurons: Likewise.
+        """
+        parts = _between(heads, self.heads, self.attention).sum()
+        return self.rest + parts + _between(neurons, self.neurons, self.ffn).sum()
+
+
+def _between(values: Tensor, known: Sequence[int], costs: Sequence[float]) -> Tensor:
+    """Linear interpolation, [n]."""
+    places, table = torch.tensor(known, dtype=values.dtype), torch.tensor(costs, dtype=values.dtype)
+    right = torch.searchsorted(places, values.detach()).clamp(1, len(places) - 1)
+    left = right - 1
+    share = (values - places[left]) / (places[right] - places[left])
+    return table[left] + share * (table[right] - table[left])
+
+
+def sizes(count: int, steps: int) -> tuple[int, ...]:
+    """0 to `count` in about so many steps, closer together where there is little: 0, 1/64, … 1/4, 1/2, 1."""
+    found = {0, count, *(max(1, round(count / 2**power)) for power in range(steps - 2))}
+    return tuple(sorted(found))
+
+
+def measure_latency(classifier: Classifier, length: int, int8: bool = True) -> tuple[Costs, float]:
+    """Milliseconds of one text, from its pieces to its logits, in the runtime.
+
+    Args:
+        classifier: All of its layers are alike.
+        length: Pieces of the text.
+        int8: With weights of eight bits, as pockets have them.
+
+    Returns:
+        The table, and what the whole classifier takes in float32.
+    """
+    config = cast(Any, classifier.model.config)
+    heads = tuple(range(config.num_attention_heads + 1))
+    neurons = sizes(layers_of(classifier.model)[0].falling.in_features, NEURON_SIZES)
+    shapes = {(count, 0) for count in heads} | {(0, count) for count in neurons}
+    encoded = classifier.encode([("a",) * (1 + classifier.task.pair)])
+    ids = (encoded.ids[0] * length)[:length]
+    with tempfile.TemporaryDirectory() as folder:
+        runs: dict[str, Any] = {}
+        for own, many in sorted(shapes):
+            small = thin(classifier, own, many)
+            path = Path(folder) / f"{own}-{many}.onnx"
+            export(small, path)
+            runs[f"{own}-{many}"] = _run(in_int8(path) if int8 else path, ids)
+        export(classifier, Path(folder) / "whole.onnx")
+        runs["whole"] = _run(Path(folder) / "whole.onnx", ids)
+        timed = interleave(runs, 1, ROUNDS, 5)
+    base = timed.p50("0-0")
+
+    def cost(name: str) -> float:
+        return max(0.0, (timed.p50(name) - base) / TIMED_LAYERS)
+
+    attention = [cost(f"{count}-0") for count in heads]
+    ffn = [cost(f"0-{count}") for count in neurons]
+    table = Costs(base, heads, tuple(_rising(attention)), neurons, tuple(_rising(ffn)))
+    return table, timed.p50("whole")
+
+
+def thin(classifier: Classifier, heads: int, neurons: int) -> Classifier:
+    """The first two layers with that many heads and neurons each, and all else."""
+    model = copy.deepcopy(classifier.model)
+    count = min(TIMED_LAYERS, len(encoder_layers(model)))
+    keep_layers(model, range(count))
+    cut_layers(model, [range(heads)] * count, [range(neurons)] * count)
+    return Classifier(model.eval(), classifier.tokenizer, classifier.task, classifier.max_length)
+
+
+def in_int8(path: Path) -> Path:
+    """The same graph with weights of eight bits, beside it."""
+    import onnx
+
+    model, target = onnx.load(path), path.with_suffix(".int8.onnx")
+    quantize_embeddings(model)
+    onnx.save(model, path)
+    quantize_matmuls(path, target)
+    return target
+
+
+def _run(path: Path, ids: Sequence[int]) -> Callable[[int], object]:
+    run = session(path, 1 if path.stat().st_size <= ONE_THREAD_BYTES else None)
+    names = [node.name for node in run.get_inputs()]
+    outputs = [node.name for node in run.get_outputs()]
+    feed = {name: np.array([ids], dtype=np.int64) for name in names}
+    if "attention_mask" in feed:
+        feed["attention_mask"] = np.ones_like(feed["attention_mask"])
+    if "token_type_ids" in feed:
+        feed["token_type_ids"] = np.zeros_like(feed["token_type_ids"])
+
+    def once(_: int) -> object:
+        return run.run(outputs, feed)
+
+    return once
+
+
+def _rising(costs: Sequence[float]) -> list[float]:
+    """What is larger costs no less: noise of the clock taken out."""
+    return np.maximum.accumulate(np.asarray(costs)).tolist()
+
+
+def count_bytes(classifier: Classifier) -> Costs:
+    """Bytes of the weights, one a weight."""
+    layer, model = layers_of(classifier.model)[0], classifier.model
+    heads, depth = int(cast(Any, model.config).num_attention_heads), len(layers_of(model))
+    attention = sum(
+        parameters_of(linear) for linear in (*layer.queries, *layer.keys, layer.value, layer.output)
+    )
+    ffn = parameters_of(layer.rising) + parameters_of(layer.falling)
+    rest = parameters_of(model) - depth * (attention + ffn)
+    return Costs(
+        float(rest), (0, heads), (0.0, float(attention)), (0, layer.falling.in_features), (0.0, float(ffn))
+    )
+
+
+def check_budget(costs: Costs, budget: float, depth: int, unit: str) -> None:
+    """Refuse a budget that not even a network without attention and FFN would hold.
+
+    Raises:
+        RecipeError: it is too small.
+    """
+    none = torch.zeros(depth)
+    least = float(costs.total(none, none))
+    if budget <= least:
+        raise RecipeError(
+            f"the budget of {budget:.3g} {unit} is below what is left without any attention and FFN, "
+            f"{least:.3g}; give more, or a student with a smaller vocabulary or width"
+        )

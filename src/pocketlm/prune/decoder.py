@@ -1,0 +1,142 @@
+"""Prune a language model that writes from left to right, layer after layer, without training.
+
+Sun et al. 2024 (Wanda) and Frantar and Alistarh 2023 (SparseGPT): a layer is given what the pruned layers
+before it make of calibration texts, its maps are pruned by what they read, and its new output goes to the
+next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from pocketlm.errors import RecipeError, TeacherError
+from pocketlm.models.decoder import Decoder
+from pocketlm.progress import Progress, Quiet
+from pocketlm.prune.magnitude import parsed_pattern
+from pocketlm.prune.sparsegpt import sparsegpt
+from pocketlm.prune.wanda import kept, wanda
+
+Method = Literal["magnitude", "wanda", "sparsegpt"]
+Pruned = Callable[[Tensor, Tensor, float, tuple[int, int] | None], Tensor]
+"""(weight [outputs, inputs], X Xᵀ [inputs, inputs], sparsity, pattern) to the pruned weight."""
+
+
+def by_magnitude(
+    weight: Tensor, gram: Tensor, sparsity: float, pattern: tuple[int, int] | None = None
+) -> Tensor:
+    """The smallest weights of each output removed: the baseline of both papers."""
+    del gram
+    return weight * kept(weight.abs(), sparsity, pattern)
+
+
+METHODS: dict[Method, Pruned] = {"magnitude": by_magnitude, "wanda": wanda, "sparsegpt": sparsegpt}
+
+
+class _StopError(Exception):
+    """The first layer was reached."""
+
+
+@torch.no_grad()
+def prune_decoder(
+    decoder: Decoder,
+    texts: Sequence[str],
+    method: Method = "sparsegpt",
+    sparsity: float = 0.5,
+    pattern: str | None = None,
+    samples: int = 64,
+    length: int = 256,
+    progress: Progress | None = None,
+) -> None:
+    """Prune all linear maps of a decoder's layers, in place.
+
+    Args:
+        decoder: Embeddings and head stay whole.
+        texts: The user's, for calibration.
+        method: How.
+        sparsity: Fraction to remove of every map.
+        pattern: `N:M` keeps N of every M side by side instead.
+        samples: Windows of the texts that are read, from the first.
+        length: Pieces of a window.
+        progress: Shows the layers.
+
+    Raises:
+        RecipeError: the sparsity or the pattern is none, or there is too little text.
+        TeacherError: the model has no list of layers.
+    """
+    ids = decoder.ids(texts)
+    windows = ids[: len(ids) // length * length].reshape(-1, length)[:samples]
+    if not len(windows):
+        raise RecipeError(f"the texts have {len(ids)} pieces, fewer than one window of {length}; give more")
+    side_by_side = None if pattern is None else parsed_pattern(pattern)
+    layers = decoder_layers(decoder.model)
+    states, options = first_inputs(decoder.model, layers[0], windows)
+    with (progress or Quiet()).task(f"prune by {method}", len(layers)) as advance:
+        for layer in layers:
+            for linear, gram in grams(layer, states, options):
+                linear.weight.copy_(METHODS[method](linear.weight, gram, sparsity, side_by_side))
+            states = [_output(layer, state, options) for state in states]
+            advance(1)
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of layers.
+
+    Raises:
+        TeacherError: there is none.
+    """
+    found = getattr(cast(Any, model).base_model, "layers", None)
+    if not isinstance(found, nn.ModuleList):
+        raise TeacherError(
+            f"{type(model).__name__} has no list of layers called layers; use a model built as LLaMA is"
+        )
+    return found
+
+
+def first_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
+    """What the first layer is given: states of every window, [1, length, hidden], and their options."""
+    states: list[Tensor] = []
+    shared: dict[str, Any] = {}
+
+    def stop(_: nn.Module, given: tuple[Any, ...], options: dict[str, Any]) -> None:
+        states.append(given[0] if given else options["hidden_states"])
+        shared.update({name: value for name, value in options.items() if name != "hidden_states"})
+        raise _StopError
+
+    hook = first.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        for window in windows:
+            try:
+                model(input_ids=window[None], use_cache=False)
+            except _StopError:
+                continue
+    finally:
+        hook.remove()
+    return states, shared
+
+
+def grams(
+    layer: nn.Module, states: Sequence[Tensor], options: dict[str, Any]
+) -> list[tuple[nn.Linear, Tensor]]:
+    """X Xᵀ of what each linear map of a layer reads, over all windows: [inputs, inputs] each."""
+    maps = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+    found = {id(linear): torch.zeros(linear.in_features, linear.in_features) for linear in maps}
+
+    def add(linear: nn.Module, given: tuple[Tensor, ...]) -> None:
+        read = given[0].reshape(-1, given[0].shape[-1]).float()
+        found[id(linear)].addmm_(read.T, read)
+
+    hooks = [linear.register_forward_pre_hook(add) for linear in maps]
+    for state in states:
+        _output(layer, state, options)
+    for hook in hooks:
+        hook.remove()
+    return [(linear, found[id(linear)]) for linear in maps]
+
+
+def _output(layer: nn.Module, state: Tensor, options: dict[str, Any]) -> Tensor:
+    said: Any = layer(state, **options)
+    return cast(Tensor, said[0] if isinstance(said, tuple) else said)
