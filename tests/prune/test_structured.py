@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.models.uneven import cut_layers
 from pocketlm.prune import costs as costs_module
 from pocketlm.prune.costs import Costs, check_budget, count_bytes, measure_latency, sizes, thin
-from pocketlm.prune.gates import OPEN, Gates, HardConcrete, gated
-from pocketlm.prune.structured import LEAST, Structured, chosen, fold, lagrangian
+from pocketlm.prune.gates import OPEN, Gates, HardConcrete, OpenGates, gated, shape_of
+from pocketlm.prune.structured import LEAST, Structured, by_importance, chosen, fold, lagrangian, likely
 from tests.prune.test_movement import TRAINING, context, taught  # noqa: F401
-from tests.tiny_models import HEADS, MAX_LENGTH, NEURONS, SINGLE, classifier, examples_of
+from tests.tiny_models import HEADS, MAX_LENGTH, NEURONS, SINGLE, WIDTH, classifier, examples_of
 
 
 def test_a_gate_is_often_zero_or_one_and_its_chance_is_how_often_it_is_not_zero() -> None:
@@ -43,7 +45,8 @@ def test_open_gates_change_a_model_little_and_closed_ones_silence_it() -> None:
     encoded = made.encode(examples_of(SINGLE, 12).texts)
     before = made.logits(encoded)
     made.model.eval()
-    with gated(made.model) as gates:
+    gates = Gates(*shape_of(made.model))
+    with gated(made.model, gates):
         with torch.no_grad():
             for parameter in gates.parameters():
                 parameter.fill_(9.0)
@@ -76,7 +79,8 @@ def test_the_cut_model_says_what_the_gated_one_said(architecture: Any, tmp_path:
     made = classifier(architecture, layers=3)
     made.model.eval()
     encoded = made.encode(examples_of(SINGLE, 12).texts)
-    with gated(made.model) as gates:
+    gates = Gates(*shape_of(made.model))
+    with gated(made.model, gates):
         with torch.no_grad():  # shut, half open and open
             for parameter in gates.parameters():
                 parameter.copy_(torch.tensor([-9.0, 0.5, 9.0])[torch.randint(3, parameter.shape)])
@@ -129,6 +133,7 @@ def test_latency_is_measured_for_every_size(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(costs_module, "NEURON_SIZES", 3)
     table, whole = measure_latency(classifier(layers=3), 8)
     assert whole > 0
+    assert Costs.of(json.loads(json.dumps(asdict(table)))) == table
     assert table.heads == (0, 1, 2, 3, 4) and table.neurons == (0, 48)
     assert table.rest > 0 and table.attention[0] == 0 and list(table.attention) == sorted(table.attention)
     small = thin(classifier(layers=3), 2, 16)
@@ -156,7 +161,7 @@ def test_the_lagrangian_pulls_to_the_budget_and_its_multipliers_climb() -> None:
 def test_what_is_chosen_meets_the_budget_and_uses_it(budget: float) -> None:
     gates = Gates([4] * 3, [48] * 3)
     closing(gates, 1)
-    heads, neurons = chosen(gates, [(TABLE, budget)])
+    heads, neurons = chosen(*likely(gates), [(TABLE, budget)])
 
     def spent(*changed: tuple[int, int, int]) -> float:
         counts = [[float(len(own)) for own in group] for group in (heads, neurons)]
@@ -194,6 +199,28 @@ def test_a_student_is_cut_to_a_budget(taught: Artifact, tmp_path: Path) -> None:
     assert shapes[0] == shapes[1]
     encoded = student.encode(examples_of(SINGLE, 4).texts)
     assert np.isfinite(student.logits(encoded)).all()
+
+
+def test_a_student_may_be_cut_at_once_by_importance(taught: Artifact, tmp_path: Path) -> None:  # noqa: F811
+    budget = parameters_of(Classifier.load(taught.parts["student"], SINGLE, MAX_LENGTH).model) * 0.7 / 1e6
+    stage = Structured(speedup=None, max_size_mb=budget, learned=False)
+    done = stage(taught, context(tmp_path / "stage"))
+    assert done.figures["parameters"] <= budget * 1e6 * 1.01 and "distil" not in done.figures
+
+
+def test_importance_is_what_a_gate_would_change_the_loss_by(taught: Artifact) -> None:  # noqa: F811
+    student = Classifier.load(taught.parts["student"], SINGLE, MAX_LENGTH)
+    with torch.no_grad():  # a silent neuron and a silent head
+        layers_of(student.model)[0].falling.weight[:, 5] = 0
+        layers_of(student.model)[1].output.weight[:, : WIDTH // HEADS] = 0
+    heads, neurons = by_importance(student, taught)
+    assert neurons[0].order[0] == 5 and neurons[0].worths[0] == 0 < neurons[0].worths[1]
+    assert heads[1].order[0] == 0 and heads[1].worths[0] == 0 < heads[1].worths[1]
+    assert all(part.kept == len(part.order) for part in (*heads, *neurons))
+    with gated(student.model, OpenGates(*shape_of(student.model))):
+        encoded = student.encode(examples_of(SINGLE, 5).texts)
+        said = student.logits(encoded)
+    assert np.allclose(said, student.logits(encoded), atol=1e-6)
 
 
 def test_what_cannot_be_is_refused(taught: Artifact, tmp_path: Path) -> None:  # noqa: F811

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from pocketlm.artifact import Artifact, write_json
 from pocketlm.data.examples import Examples, load_split
@@ -20,9 +21,11 @@ from pocketlm.measure.controls import scored_row
 from pocketlm.measure.energy import METHOD_TEXT, Meter, request_energy
 from pocketlm.measure.kinds import by_name, confusions, disagreements
 from pocketlm.measure.memory import peak_ram_bytes
+from pocketlm.measure.zeros import worth_of_zeros
 from pocketlm.metrics import Logits, headline, retention_interval
 from pocketlm.models.load import Classifier, parameters_of
-from pocketlm.runtime.pocket import Pocket, Text, load
+from pocketlm.runtime.manifest import MODEL, TOKENIZER, read_info
+from pocketlm.runtime.pocket import Pocket, Text, load, session
 from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.timing import interleave, throughput
@@ -58,7 +61,19 @@ class Measure:
         teacher = Classifier.load(artifact.parts["teacher"], task, max_length)
         test = load_split(artifact.parts["data"], "test")
         measured = compare(teacher, artifact.parts["teacher"], artifact.parts["pocket"], test, self, context)
+        if "pruned" in artifact.figures:
+            measured["zeros"] = self.zeros(artifact.parts["pocket"], test, context)
         return artifact.with_figures(measured=measured)
+
+    def zeros(self, pocket: Path, test: Examples, context: Context) -> dict[str, Any]:
+        """What the zeros of a pocket are worth."""
+        info, texts = read_info(pocket), inputs_of(test)
+        tokenizer = str(pocket / TOKENIZER)
+
+        def answer(graph: Path) -> Callable[[int], object]:
+            return one_text(Pocket(info, session(graph, 1), Tokenizer.from_file(tokenizer)), texts)
+
+        return worth_of_zeros(pocket / MODEL, context.folder, answer, len(texts))
 
 
 def compare(

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pocketlm.measure.machine import commit, machine, versions
+from pocketlm.measure.zeros import told
 from pocketlm.task import Task
 
 
@@ -72,7 +73,12 @@ def ledger(figures: Mapping[str, Any], costs: Sequence[Cost], seed: int) -> dict
         "rows": [teacher, pocket, *controls],
         "curves": curves(figures),
         "bill": bill(measured, costs),
-        "verdicts": [*verdicts(pocket, controls, measured["ratios"]), *not_in_train(figures)],
+        "verdicts": [
+            *verdicts(pocket, controls, measured["ratios"]),
+            *([told(measured["zeros"], pocket["ram_bytes"])] if "zeros" in measured else []),
+            *not_in_train(figures),
+        ],
+        "zeros": measured.get("zeros"),
         "seed": seed,
     }
 

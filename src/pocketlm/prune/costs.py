@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -53,6 +53,12 @@ class Costs:
     attention: tuple[float, ...]
     neurons: tuple[int, ...]
     ffn: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Costs:
+        """The inverse of `dataclasses.asdict`, as JSON has it."""
+        names = ("heads", "attention", "neurons", "ffn")
+        return cls(values["rest"], *(tuple(values[name]) for name in names))
 
     def total(self, heads: Tensor, neurons: Tensor) -> Tensor:
         """Cost of a network, with a gradient for its sizes.

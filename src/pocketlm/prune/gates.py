@@ -92,22 +92,43 @@ class Gates(nn.Module):
         return heads, [ffn[place] * each() for place, each in enumerate(self.neurons)]
 
 
+class OpenGates(nn.Module):
+    """Gates that are 1 and only there for their gradients.
+
+    Args:
+        heads: Heads of every layer.
+        neurons: Neurons of every layer.
+    """
+
+    def __init__(self, heads: Sequence[int], neurons: Sequence[int]) -> None:
+        super().__init__()
+        self.heads = nn.ParameterList([torch.ones(count) for count in heads])
+        self.neurons = nn.ParameterList([torch.ones(count) for count in neurons])
+
+    def drawn(self) -> tuple[list[Tensor], list[Tensor]]:
+        """1 for every head and every neuron, one tensor a layer each."""
+        return cast(list[Tensor], [*self.heads]), cast(list[Tensor], [*self.neurons])
+
+
+def shape_of(model: nn.Module) -> tuple[list[int], list[int]]:
+    """Heads and neurons of every layer."""
+    layers = layers_of(model)
+    heads = [int(cast(Any, model).config.num_attention_heads)] * len(layers)
+    return heads, [layer.falling.in_features for layer in layers]
+
+
 @contextmanager
-def gated(model: nn.Module) -> Generator[Gates]:
+def gated(model: nn.Module, gates: Gates | OpenGates) -> Generator[None]:
     """Put gates on a model's heads and neurons while it is trained; they are part of it, as `gates`.
 
-    A gate of a whole sublayer stands on its output, so that with a gate of zero its bias is gone, too.
+    A sublayer of which nothing is open has no output bias either.
 
     Args:
         model: An encoder; all of its layers are alike.
-
-    Yields:
-        The gates.
+        gates: Of its shape.
     """
     layers = layers_of(model)
-    count = int(cast(Any, model).config.num_attention_heads)
-    size = layers[0].query.out_features // count
-    gates = Gates([count] * len(layers), [layer.falling.in_features for layer in layers])
+    size = layers[0].query.out_features // shape_of(model)[0][0]
     cast(Any, model).gates = gates.train(model.training)
     values: dict[str, Any] = {}
 
@@ -132,7 +153,7 @@ def gated(model: nn.Module) -> Generator[Gates]:
             hooks.append(linear.register_forward_pre_hook(scaled(key, place)))
             hooks.append(linear.register_forward_hook(silenced(coarse, place)))
     try:
-        yield gates
+        yield
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,26 +14,31 @@ the next stage trains what is left.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pocketlm.artifact import Artifact
+from pocketlm.artifact import Artifact, write_json
 from pocketlm.data.examples import load_split
+from pocketlm.distill.inner import spread
 from pocketlm.distill.layers import Along, Distill
 from pocketlm.errors import RecipeError
 from pocketlm.models.families import layers_of
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.models.uneven import cut_layers
 from pocketlm.prune.costs import Costs, check_budget, count_bytes, measure_latency
-from pocketlm.prune.gates import Gates, HardConcrete, gated
+from pocketlm.prune.gates import Gates, HardConcrete, OpenGates, gated, shape_of
 from pocketlm.prune.magnitude import LOGITS
 from pocketlm.stage import Context
+from pocketlm.supervised import label_loss, targets_of
 
+IMPORTANCE_TEXTS = 256
 LEAST = 0.1
 """What a gate says at least of a part that stays, or it would never learn again."""
 ROUNDED_TO = 16
@@ -50,6 +55,7 @@ class Structured:
         max_latency_ms: The same in milliseconds; wins over `speedup`.
         max_size_mb: Budget of the weights, one byte each. At least one of the three is needed.
         length: Pieces of the text that is timed; None is the median of train.
+        learned: Learn gates; False cuts at once by importance (see `by_importance`), without any training.
         warmup: Share of the steps in which the budget shrinks to what is asked for.
         gate_rate: Learning rate of the gates and of the Lagrangian's multipliers.
         training: How the student learns meanwhile.
@@ -60,6 +66,7 @@ class Structured:
     max_latency_ms: float | None = None
     max_size_mb: float | None = None
     length: int | None = None
+    learned: bool = True
     warmup: float = 0.5
     gate_rate: float = 0.1
     training: Distill = LOGITS
@@ -89,26 +96,11 @@ class Structured:
             TeacherError: the layers of this family cannot be cut one by one.
         """
         student = Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
-        before = parameters_of(student.model)
-        budgets = self.budgets(student, artifact)
-        training = replace(self.training, seed=self.seed)
-        torch.manual_seed(self.seed)
-        with gated(student.model) as gates:
-            starts = [float(costs.total(*gates.whole())) for costs, _ in budgets]
-            share = 0.0
-
-            def each_step(step: int, steps: int) -> None:
-                nonlocal share
-                share = min(1.0, step / (self.warmup * steps))
-
-            def penalty() -> Tensor:
-                return lagrangian(gates, budgets, starts, share)
-
-            rate = self.gate_rate / training.learning_rate
-            along = Along(each_step, self.warmup, dict.fromkeys(gates.parameters(), rate), penalty)
-            curves = training.fit(student, artifact, context, "prune the student", along)
-            heads, neurons = chosen(gates, budgets)
-            fold(student.model, gates)
+        before, budgets = parameters_of(student.model), self.budgets(student, artifact, context)
+        if self.learned:
+            curves, (heads, neurons) = self.learn(student, artifact, context, budgets)
+        else:
+            curves, (heads, neurons) = {}, chosen(*by_importance(student, artifact), budgets)
         cut_layers(student.model, heads, neurons)
         student.save(context.folder / "student")
         untrained = Classifier.load(artifact.parts["untrained_student"], student.task, student.max_length)
@@ -122,11 +114,42 @@ class Structured:
         return (
             artifact.with_part("student", context.folder / "student")
             .with_part("untrained_student", context.folder / "untrained")
-            .with_figures(distil=curves, structure=structure, parameters=parameters_of(student.model))
+            .with_figures(structure=structure, parameters=parameters_of(student.model))
+            .with_figures(**({"distil": curves} if curves else {}))
         )
 
-    def budgets(self, student: Classifier, artifact: Artifact) -> list[tuple[Costs, float]]:
-        """Tables of costs and what may be spent of each.
+    def learn(
+        self,
+        student: Classifier,
+        artifact: Artifact,
+        context: Context,
+        budgets: Sequence[tuple[Costs, float]],
+    ) -> tuple[dict[str, object], tuple[list[list[int]], list[list[int]]]]:
+        """Train a student with gates, in place; its learning curve, and the heads and neurons that stay."""
+        training = replace(self.training, seed=self.seed)
+        torch.manual_seed(self.seed)
+        gates = Gates(*shape_of(student.model))
+        starts = [float(costs.total(*gates.whole())) for costs, _ in budgets]
+        share = 0.0
+
+        def each_step(step: int, steps: int) -> None:
+            nonlocal share
+            share = min(1.0, step / (self.warmup * steps))
+
+        def penalty() -> Tensor:
+            return lagrangian(gates, budgets, starts, share)
+
+        with gated(student.model, gates):
+            rate = self.gate_rate / training.learning_rate
+            # Only the end counts: before it, more is open than the budget allows.
+            along = Along(each_step, 1.0, dict.fromkeys(gates.parameters(), rate), penalty)
+            curves = training.fit(student, artifact, context, "prune the student", along)
+            stay = chosen(*likely(gates), budgets)
+            fold(student.model, gates)
+        return curves, stay
+
+    def budgets(self, student: Classifier, artifact: Artifact, context: Context) -> list[tuple[Costs, float]]:
+        """Tables of costs and what may be spent of each; time is measured once, also where a run is killed.
 
         Raises:
             RecipeError: a budget is too small.
@@ -134,9 +157,13 @@ class Structured:
         found: list[tuple[Costs, float]] = []
         depth = len(layers_of(student.model))
         if self.speedup is not None or self.max_latency_ms is not None:
-            length = self.length or median_length(student, artifact)
-            costs, whole = measure_latency(student, length)
-            found.append((costs, self.max_latency_ms or whole / cast(float, self.speedup)))
+            path = context.folder / "latency.json"
+            if not path.exists():
+                costs, whole = measure_latency(student, self.length or median_length(student, artifact))
+                write_json(path, {"whole_ms": whole, "costs": asdict(costs)})
+            measured = json.loads(path.read_text(encoding="utf-8"))
+            budget = self.max_latency_ms or measured["whole_ms"] / cast(float, self.speedup)
+            found.append((Costs.of(measured["costs"]), budget))
             check_budget(*found[-1], depth, "ms")
         if self.max_size_mb is not None:
             found.append((count_bytes(student), self.max_size_mb * 1e6))
@@ -172,20 +199,28 @@ def lagrangian(
 
 
 @dataclass
-class _Parts:
+class Parts:
     """The heads or the neurons of one layer.
 
     Args:
         order: Those that would go first come first.
-        chances: That each is needed, in that order, ascending.
+        worths: What each is worth, in that order, ascending.
         step: How many go or come at a time.
         kept: How many stay, from the end of the order.
     """
 
     order: list[int]
-    chances: list[float]
+    worths: list[float]
     step: int
     kept: int
+
+    @classmethod
+    def of(cls, worths: Tensor, step: int, kept: int) -> Parts:
+        """Parts by how much each is worth, [parts]; `kept` is rounded to whole steps."""
+        ascending = worths.sort()
+        order = cast(list[int], ascending.indices.tolist())
+        rounded = min(len(order), step * round(kept / step))
+        return cls(order, cast(list[float], ascending.values.tolist()), step, rounded)
 
     def changed(self, sign: int) -> int:
         """How many stay after one step down or up."""
@@ -196,27 +231,27 @@ class _Parts:
         return sorted(self.order[len(self.order) - self.kept :])
 
     def worth(self, kept: int) -> float:
-        """Sum of the chances of the parts between the size now and another."""
+        """What the parts between the size now and another are worth together."""
         low, high = sorted((self.kept, kept))
-        return sum(self.chances[len(self.order) - high : len(self.order) - low])
+        return sum(self.worths[len(self.order) - high : len(self.order) - low])
 
 
-def chosen(gates: Gates, budgets: Sequence[tuple[Costs, float]]) -> tuple[list[list[int]], list[list[int]]]:
+def chosen(
+    heads: Sequence[Parts], neurons: Sequence[Parts], budgets: Sequence[tuple[Costs, float]]
+) -> tuple[list[list[int]], list[list[int]]]:
     """Heads and neurons that stay, layer by layer, so that every budget is met, and used.
 
-    At first stays what has a chance of one half or more. Then the parts that cost most for their chance go
-    until the budgets are met, and those that cost least come back while there is room.
+    The parts that cost most for their worth go until the budgets are met, and those that cost least come back
+    while there is room.
     """
-    heads = _parts(gates.heads, gates.attention, 1)
-    neurons = _parts(gates.neurons, gates.ffn, ROUNDED_TO)
     everything = [*heads, *neurons]
 
     def spent() -> list[float]:
         counts = [torch.tensor([float(part.kept) for part in group]) for group in (heads, neurons)]
         return [float(costs.total(counts[0], counts[1])) / budget for costs, budget in budgets]
 
-    def price(part: _Parts, sign: int) -> tuple[float, bool]:
-        """Chance by cost of one step, and whether the budgets are met after it."""
+    def price(part: Parts, sign: int) -> tuple[float, bool]:
+        """Worth by cost of one step, and whether the budgets are met after it."""
         before, kept, after = spent(), part.kept, part.changed(sign)
         worth = part.worth(after)
         part.kept = after
@@ -239,16 +274,42 @@ def chosen(gates: Gates, budgets: Sequence[tuple[Costs, float]]) -> tuple[list[l
 
 
 @torch.no_grad()
-def _parts(fine: nn.ModuleList, coarse: HardConcrete, step: int) -> list[_Parts]:
-    found: list[_Parts] = []
-    for each, whole in zip(fine, coarse.chance(), strict=True):
-        chances = cast(HardConcrete, each).chance() * whole
-        ascending = chances.sort()
-        order = cast(list[int], ascending.indices.tolist())
-        likely = int((chances >= 0.5).sum())
-        kept = min(len(order), step * round(likely / step))
-        found.append(_Parts(order, cast(list[float], ascending.values.tolist()), step, kept))
-    return found
+def likely(gates: Gates) -> tuple[list[Parts], list[Parts]]:
+    """Every head and neuron with the chance of its gate, of which those of one half or more stay at first."""
+    found: list[list[Parts]] = []
+    for fine, coarse, step in ((gates.heads, gates.attention, 1), (gates.neurons, gates.ffn, ROUNDED_TO)):
+        chances = [
+            cast(HardConcrete, each).chance() * whole
+            for each, whole in zip(fine, coarse.chance(), strict=True)
+        ]
+        found.append([Parts.of(each, step, int((each >= 0.5).sum())) for each in chances])
+    return found[0], found[1]
+
+
+def by_importance(student: Classifier, artifact: Artifact) -> tuple[list[Parts], list[Parts]]:
+    """Every head and neuron with its importance, of which all stay at first.
+
+    Michel et al. 2019 (https://arxiv.org/abs/1905.10650), eq. 2: the mean of |∂L / ∂gate| over texts of
+    train, scaled to length 1 in each layer; TextPruner (Yang et al. 2022, https://arxiv.org/abs/2203.15996)
+    prunes heads and neurons so, without any training.
+    """
+    train = load_split(artifact.parts["data"], "train")
+    encoded, rows = student.encode(train.texts), spread(len(train), IMPORTANCE_TEXTS)
+    loss, gates = (
+        label_loss(student, encoded, targets_of(train, student.task)),
+        OpenGates(*shape_of(student.model)),
+    )
+    sums = [torch.zeros_like(each) for each in gates.parameters()]
+    student.model.eval()
+    with gated(student.model, gates):
+        for row in rows:
+            found = torch.autograd.grad(loss(student.model, [row]).sum(), [*gates.parameters()])
+            for total, gradient in zip(sums, found, strict=True):
+                total += gradient.abs()
+    depth = len(sums) // 2
+    scores = [F.normalize(each, dim=0) for each in sums]
+    heads = [Parts.of(each, 1, len(each)) for each in scores[:depth]]
+    return heads, [Parts.of(each, ROUNDED_TO, len(each)) for each in scores[depth:]]
 
 
 @torch.no_grad()
