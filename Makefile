@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup check test docs bench bench-distill bench-tickets tables demo
+.PHONY: help setup check test docs bench bench-distill bench-tickets bench-prune tables demo
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -47,6 +47,11 @@ bench-distill: setup  ## every distilled row, or those of ARGS='--rows point-a -
 
 bench-tickets: setup  ## lottery tickets on six tasks, some hours; ARGS='--tasks critics' for some of them
 	@$(BIN)/python benchmarks/tickets.py $(ARGS)
+	@$(BIN)/python scripts/readme_tables.py
+
+bench-prune: setup  ## structured pruning and sparse students; ARGS='--tasks critics' for some of them
+	@$(BIN)/python benchmarks/run.py prune $(ARGS)
+	@$(BIN)/python benchmarks/vision.py
 	@$(BIN)/python scripts/readme_tables.py
 
 tables: setup  ## rewrite the tables of README and docs from benchmarks/results

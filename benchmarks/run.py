@@ -3,6 +3,7 @@
     python benchmarks/run.py demo              the embedded demo, 3 seeds
     python benchmarks/run.py own-data          sst2, mrpc and stsb with the default recipe
     python benchmarks/run.py distill           every method on every task, from both teachers
+    python benchmarks/run.py prune             structured pruning at several speeds, and sparse students
     python benchmarks/run.py demo --seeds 0    one seed
     python benchmarks/run.py distill --rows point-a tinybert --tasks critics --teachers minilm
 
@@ -170,10 +171,33 @@ def zero(term: str) -> tuple[Override, ...]:
     return tuple((stage, term, 0.0) for stage in ("tinybert_general", "tinybert"))
 
 
+def prune_cases() -> tuple[Case, ...]:
+    """A curve of retention against speed for every task, with what one-shot pruning gets; sparse students."""
+    given = (*ONE_TEACHER, *NO_CONTROLS)
+
+    def structured(task: str, speedup: float, teacher: str, learned: bool) -> Case:
+        fields = (("structured", "speedup", speedup), ("structured", "learned", learned))
+        name = f"structured {speedup:g}x" if learned else f"one-shot {speedup:g}x"
+        kind, less = ("pocket", None) if learned else ("control", "distill")
+        return Case(task, (0,), name, kind, "structured", teacher, (*given, *fields), less)
+
+    speeds = (2.0, 3.0, 4.0, 6.0, 8.0)
+    return (
+        *(structured("critics", speedup, "mpnet", learned=True) for speedup in (2.0, 8.0)),
+        *(
+            structured(task, speedup, "minilm", learned)
+            for task in TASKS
+            for speedup in speeds
+            for learned in (True, False)
+        ),
+    )
+
+
 BENCHES: dict[str, tuple[Case, ...]] = {
     "demo": (Case("critics", (0, 1, 2)),),
     "own-data": tuple(Case(task, (0,)) for task in ("sst2", "mrpc", "stsb")),
     "distill": distill_cases(),
+    "prune": prune_cases(),
 }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
@@ -55,6 +56,26 @@ def check_output(
             )
     with storage_errors(folder), aside(folder) as trial:
         (trial / "trial").write_bytes(b"pocketlm")
+
+
+def description_in(folder: Path, name: str, what: str) -> Mapping[str, Any]:
+    """What a result says of itself.
+
+    Args:
+        folder: The result.
+        name: Of the JSON file that says it.
+        what: What such a result is called.
+
+    Raises:
+        PocketError: the folder is none.
+    """
+    try:
+        values = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        values = None
+    if not isinstance(values, dict):
+        raise PocketError(f"{folder} is not a {what}: it has no {name} that can be read")
+    return cast(Mapping[str, Any], values)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, cast
 from pocketlm.artifact import Artifact, write_json
 from pocketlm.errors import InputError, PocketError, RecipeError, storage_errors
 from pocketlm.export.pack import described_files
-from pocketlm.folders import aside, check_output, replace_folder
+from pocketlm.folders import aside, check_output, description_in, replace_folder
 from pocketlm.measure.ledger import Cost, ledger
 from pocketlm.pipeline import cache_folder, is_main_process, run
 from pocketlm.progress import Progress, Quiet
@@ -197,13 +196,7 @@ def training_of(folder: Path) -> Mapping[str, Any]:
     Raises:
         PocketError: the folder is not one of `distill_student`.
     """
-    try:
-        values = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        values = None
-    if not isinstance(values, dict):
-        raise PocketError(f"{folder} is not a student: it has no {TRAINING} that can be read")
-    return cast(Mapping[str, Any], values)
+    return description_in(folder, TRAINING, "student")
 
 
 def write_student(folder: Path, artifact: Artifact, recipe: Recipe) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from pocketlm.artifact import Artifact, write_json
-from pocketlm.errors import InputError, PocketError, RecipeError, storage_errors
+from pocketlm.errors import InputError, RecipeError, storage_errors
 from pocketlm.finetune import FineTune
-from pocketlm.folders import aside, check_output, replace_folder
+from pocketlm.folders import aside, check_output, description_in, replace_folder
 from pocketlm.measure.ledger import Cost
 from pocketlm.pipeline import cache_folder, cost_of, run, start, step
 from pocketlm.progress import Progress, Quiet
@@ -173,13 +173,7 @@ def described(folder: Path) -> Mapping[str, Any]:
     Raises:
         PocketError: the folder is not one of `tickets`.
     """
-    try:
-        values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        values = None
-    if not isinstance(values, dict):
-        raise PocketError(f"{folder} is not a study of tickets: it has no {DESCRIPTION} that can be read")
-    return cast(Mapping[str, Any], values)
+    return description_in(folder, DESCRIPTION, "study of tickets")
 
 
 @dataclass(frozen=True)
