@@ -28,10 +28,12 @@ from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
 from pocketlm.errors import InputError, RecipeError, StorageError, TeacherError
 from pocketlm.export.pack import described_files
+from pocketlm.folders import check_output
 from pocketlm.measure import compare, controls
 from pocketlm.pipeline import run
 from pocketlm.recipe import resolve
-from pocketlm.shrink import DEMO_NAME, check_output, pocket_name, resolved_recipe, training_of
+from pocketlm.runtime.manifest import read_info
+from pocketlm.shrink import DEMO_NAME, pocket_name, resolved_recipe, training_of
 from pocketlm.task import Task
 from tests.conftest import Forked, Made, Tiny
 from tests.easy import CUES, LABELS, QUICK, sentence, sentence_rows, settings, write_tsv
@@ -420,7 +422,7 @@ def test_what_dead_runs_left_is_removed_and_what_is_in_use_is_not(tmp_path: Path
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
     (tmp_path / "out" / "file").unlink()
-    check_output(tmp_path / "out", resolve({"teacher": "t", "data": "d"}), overwrite=False)
+    check_output(tmp_path / "out", "another", False, "pocket", read_info)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "out"])
 
 
@@ -428,7 +430,7 @@ def test_a_pocket_lost_between_two_renames_comes_back(made: Made, tmp_path: Path
     out = tmp_path / "out"
     shutil.copytree(made.pocket, tmp_path / f".out.{dead_process()}.old")
     with pytest.raises(InputError, match="another recipe made"):
-        check_output(out, resolve({"teacher": "t", "data": "d"}), overwrite=False)
+        check_output(out, "another", False, "pocket", read_info)
     assert hashes(out) == hashes(made.pocket) and aside(out) == []
 
 
