@@ -21,9 +21,11 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pocketlm.measure.machine import commit, machine, versions
 from pocketlm.progress import Bars
 from pocketlm.recipe import Override, demo, packaged
 from pocketlm.runtime.manifest import read_info
@@ -234,10 +236,7 @@ def measure(bench: str, case: Case, seed: int, again: bool = False) -> None:
             print(f"{bench}, {case.row}, {case.task}, seed {seed}: in {path.name} already")
             return
         pocket = read_info(shrink(**sources, seed=seed, out=Path(folder) / case.task, progress=Bars()))
-    lines = [line(bench, case, seed, recipe, pocket, row) for row in pocket["ledger"]["rows"]]
-    RESULTS.mkdir(exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(values, ensure_ascii=False) + "\n" for values in lines)
+    append(bench, [line(bench, case, seed, recipe, pocket, row) for row in pocket["ledger"]["rows"]])
 
 
 def sources_of(case: Case, folder: Path) -> dict[str, Any]:
@@ -309,6 +308,36 @@ def line(
         "versions": ledger["versions"],
         "when": ledger["when"],
     }
+
+
+def blank(bench: str) -> dict[str, Any]:
+    """A line of the results in which nothing was measured yet, from this machine and commit."""
+    about = machine()
+    numbers = (
+        *("seed", "teacher_score", "score", "score_low", "score_high", "retention_pct", "parameters"),
+        *("teacher_parameters", "size_bytes", "teacher_size_bytes", "smaller_x", "sparsity", "sparsity_of"),
+        *("p50_ms", "teacher_p50_ms", "faster_x", "faster_x_eager_torch", "tokens_p50", "threads"),
+        *("make_minutes", "energy_wh"),
+    )
+    return {
+        **dict.fromkeys(numbers),
+        "bench": bench,
+        "split": "test",
+        "energy_method": "none",
+        "commit": commit(),
+        "recipe_sha256": "",
+        "machine": f"{about['cpu']}, {about['cores']} cores",
+        "isa": about["isa"],
+        "versions": versions(),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def append(bench: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Add lines to the results of a bench."""
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{bench}.jsonl").open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(values, ensure_ascii=False) + "\n" for values in lines)
 
 
 def in_scope(confusion: Mapping[str, Any] | None, kind: str) -> dict[str, float]:

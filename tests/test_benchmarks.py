@@ -1,0 +1,88 @@
+"""The benchmarks' own code: what they write follows the schema of the results."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.test_house import faults
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def trial(kind: str = "found", number: int = 0, weights: str = "rewound", seed: int = 0) -> dict[str, Any]:
+    return {
+        "kind": kind, "round": number, "weights": weights, "seed": seed, "sparsity": 0.1 * number,
+        "valid": 0.8, "test": 0.7,
+    }  # fmt: skip
+
+
+STUDY: dict[str, Any] = {
+    "teacher": "pypi:encoder", "plan": {"rounds": 2}, "minutes": 3.0,
+    "tasks": {
+        "critics": {
+            "metric": "accuracy", "sparsities": [0.1, 0.2], "winning_round": 2,
+            "trials": [
+                *(trial(seed=seed) for seed in (0, 1)), trial(number=1), trial(number=2),
+                trial("random", 2), trial("found", 2, "random"), trial("one-shot", 2),
+            ],
+        }
+    },
+    "transfer": [{**trial(number=2), "source": name, "target": "critics"} for name in ("critics", "mrpc")],
+    "masked_lm": {"sparsities": [0.1, 0.2], "nats": [2.0, 2.1], "dense_nats": [2.0, 2.2], "winning_round": 1},
+}  # fmt: skip
+
+
+def test_a_study_of_tickets_becomes_lines_of_the_schema(bench) -> None:
+    lines = bench("tickets").lines(STUDY)
+    assert [faults(json.dumps(line)) for line in lines] == [[]] * len(lines)
+    rows = [(line["row"], line["kind"]) for line in lines]
+    assert rows == [
+        ("dense", "teacher"), ("dense", "teacher"), ("ticket", "pocket"), ("ticket", "pocket"),
+        ("random", "control"), ("ticket, random weights", "control"), ("one-shot", "control"),
+        ("ticket of mrpc", "pocket"), ("masked LM, dense", "teacher"), ("masked LM, dense", "teacher"),
+        ("masked LM ticket", "pocket"),
+    ]  # fmt: skip
+    assert [line["method"] for line in lines if "wins" in line["method"]] == [
+        "round 2, the sparsest that wins", "round 1, the sparsest that wins",
+    ]  # fmt: skip
+    identities = [bench("tickets").identity(line) for line in lines]
+    assert len(set(identities)) == len(identities)
+
+
+def test_a_network_that_reads_images_becomes_a_line_of_the_schema(bench) -> None:
+    line = {
+        "row": "ticket", "kind": "pocket", "seed": 0, "sparsity": 0.964, "score": 0.9, "task": "mnist-5k",
+        "method": "LeNet-300-100", "metric": "accuracy",
+    }  # fmt: skip
+    finished = bench("vision").finished("tickets", line)
+    assert faults(json.dumps(finished)) == [] and finished["row"] == "tickets: ticket, 96.4%"
+
+
+def test_every_case_of_every_bench_has_a_recipe_that_resolves(bench, tmp_path: Path) -> None:
+    run = bench("run")
+    from pocketlm.shrink import resolved_recipe
+
+    seen: set[tuple[Any, ...]] = set()
+    for cases in run.BENCHES.values():
+        for case in cases:
+            key = (case.row, case.recipe, case.less, tuple(map(str, case.overrides)))
+            if key not in seen:
+                seen.add(key)
+                assert resolved_recipe(**run.sources_of(case, tmp_path), seed=0).stages
+    assert len(seen) > 20
