@@ -66,24 +66,28 @@ def load_decoder(folder: Path) -> Decoder:
     return Decoder(model.eval(), tokenizer.backend_tokenizer)
 
 
+def windows(ids: Tensor, length: int) -> Tensor:
+    """Text as windows that do not overlap, [windows, length]; what is left over is not read."""
+    return ids[: len(ids) // length * length].reshape(-1, length)
+
+
 @torch.no_grad()
 def perplexity(decoder: Decoder, ids: Tensor, length: int = 512) -> float:
     """Exp of the mean cross-entropy of every piece but the first of each window.
 
     Args:
         decoder: The model.
-        ids: Text, [pieces]; cut into windows that do not overlap, as the pruning papers do. What is left over
-            is not read.
+        ids: Text, [pieces]; cut into `windows`, as the pruning papers do.
         length: Pieces of a window.
 
     Returns:
         1 for a model that is always sure and right.
     """
-    windows = ids[: len(ids) // length * length].reshape(-1, length)
-    if not len(windows):
+    read = windows(ids, length)
+    if not len(read):
         raise TeacherError(f"the text has {len(ids)} pieces, fewer than one window of {length}; give more")
     nats = 0.0
-    for window in windows:
+    for window in read:
         logits = decoder.model(input_ids=window[None]).logits[0, :-1].float()
         nats += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
-    return float(torch.tensor(nats / (len(windows) * (length - 1))).exp())
+    return float(torch.tensor(nats / (len(read) * (length - 1))).exp())

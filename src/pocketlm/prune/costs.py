@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from pocketlm.models.cut import keep_layers
 from pocketlm.models.families import encoder_layers, layers_of
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.models.uneven import cut_layers
-from pocketlm.quantize.int8 import quantize_embeddings, quantize_matmuls
+from pocketlm.quantize.int8 import quantize
 from pocketlm.runtime.pocket import ONE_THREAD_BYTES, session
 from pocketlm.timing import interleave
 
@@ -103,15 +103,20 @@ def measure_latency(classifier: Classifier, length: int, int8: bool = True) -> t
     shapes = {(count, 0) for count in heads} | {(0, count) for count in neurons}
     encoded = classifier.encode([("a",) * (1 + classifier.task.pair)])
     ids = (encoded.ids[0] * length)[:length]
+    inputs = classifier.inputs(replace(encoded, ids=[ids], type_ids=[[0] * length]), [0])
+    feed = {name: tensor.numpy() for name, tensor in inputs.items()}
     with tempfile.TemporaryDirectory() as folder:
         runs: dict[str, Any] = {}
         for own, many in sorted(shapes):
             small = thin(classifier, own, many)
             path = Path(folder) / f"{own}-{many}.onnx"
             export(small, path)
-            runs[f"{own}-{many}"] = _run(in_int8(path) if int8 else path, ids)
-        export(classifier, Path(folder) / "whole.onnx")
-        runs["whole"] = _run(Path(folder) / "whole.onnx", ids)
+            if int8:
+                quantize(path, path)
+            runs[f"{own}-{many}"] = _run(path, feed)
+        whole = Path(folder) / "whole.onnx"
+        export(classifier, whole)
+        runs["whole"] = _run(whole, feed)
         timed = interleave(runs, 1, ROUNDS, 5)
     base = timed.p50("0-0")
 
@@ -133,29 +138,13 @@ def thin(classifier: Classifier, heads: int, neurons: int) -> Classifier:
     return Classifier(model.eval(), classifier.tokenizer, classifier.task, classifier.max_length)
 
 
-def in_int8(path: Path) -> Path:
-    """The same graph with weights of eight bits, beside it."""
-    import onnx
-
-    model, target = onnx.load(path), path.with_suffix(".int8.onnx")
-    quantize_embeddings(model)
-    onnx.save(model, path)
-    quantize_matmuls(path, target)
-    return target
-
-
-def _run(path: Path, ids: Sequence[int]) -> Callable[[int], object]:
+def _run(path: Path, feed: Mapping[str, np.ndarray]) -> Callable[[int], object]:
     run = session(path, 1 if path.stat().st_size <= ONE_THREAD_BYTES else None)
-    names = [node.name for node in run.get_inputs()]
-    outputs = [node.name for node in run.get_outputs()]
-    feed = {name: np.array([ids], dtype=np.int64) for name in names}
-    if "attention_mask" in feed:
-        feed["attention_mask"] = np.ones_like(feed["attention_mask"])
-    if "token_type_ids" in feed:
-        feed["token_type_ids"] = np.zeros_like(feed["token_type_ids"])
+    outputs, names = [node.name for node in run.get_outputs()], [node.name for node in run.get_inputs()]
+    own = {name: feed[name] for name in names}
 
     def once(_: int) -> object:
-        return run.run(outputs, feed)
+        return run.run(outputs, own)
 
     return once
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketlm.errors import RecipeError, TeacherError
-from pocketlm.models.decoder import Decoder
+from pocketlm.models.decoder import Decoder, windows
 from pocketlm.progress import Progress, Quiet
 from pocketlm.prune.magnitude import parsed_pattern
 from pocketlm.prune.sparsegpt import sparsegpt
@@ -68,12 +68,12 @@ def prune_decoder(
         TeacherError: the model has no list of layers.
     """
     ids = decoder.ids(texts)
-    windows = ids[: len(ids) // length * length].reshape(-1, length)[:samples]
-    if not len(windows):
+    read = windows(ids, length)[:samples]
+    if not len(read):
         raise RecipeError(f"the texts have {len(ids)} pieces, fewer than one window of {length}; give more")
     side_by_side = None if pattern is None else parsed_pattern(pattern)
     layers = decoder_layers(decoder.model)
-    states, options = first_inputs(decoder.model, layers[0], windows)
+    states, options = first_inputs(decoder.model, layers[0], read)
     with (progress or Quiet()).task(f"prune by {method}", len(layers)) as advance:
         for layer in layers:
             for linear, gram in grams(layer, states, options):
@@ -96,7 +96,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return found
 
 
-def first_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
+def first_inputs(model: nn.Module, first: nn.Module, read: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
     """What the first layer is given: states of every window, [1, length, hidden], and their options."""
     states: list[Tensor] = []
     shared: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def first_inputs(model: nn.Module, first: nn.Module, windows: Tensor) -> tuple[l
 
     hook = first.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        for window in windows:
+        for window in read:
             try:
                 model(input_ids=window[None], use_cache=False)
             except _StopError:

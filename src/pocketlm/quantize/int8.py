@@ -48,18 +48,31 @@ class QuantizeInt8:
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `onnx`; adds the figure `quantization`."""
         path = context.folder / "model.onnx"
-        model = onnx.load(artifact.parts["onnx"])
-        tables = quantize_embeddings(model) if self.embeddings else 0
-        if self.matmuls:
-            staged = context.folder / "embeddings.onnx"
-            onnx.save(model, staged)
-            quantize_matmuls(staged, path)
-            staged.unlink()
-        else:
-            onnx.save(model, path)
+        tables = quantize(artifact.parts["onnx"], path, self.matmuls, self.embeddings)
         return artifact.with_part("onnx", path).with_figures(
             quantization={"bits": 8, "matmuls": self.matmuls, "embedding_tables": tables}
         )
+
+
+def quantize(source: Path, target: Path, matmuls: bool = True, embeddings: bool = True) -> int:
+    """Write a graph with weights of eight bits; returns how many embedding tables it has.
+
+    Args:
+        source: The graph in float32.
+        target: Where the other goes, in a folder that can be written.
+        matmuls: See `QuantizeInt8`, as the next.
+        embeddings: See there.
+    """
+    model = onnx.load(source)
+    tables = quantize_embeddings(model) if embeddings else 0
+    if matmuls:
+        staged = target.parent / "embeddings.onnx"
+        onnx.save(model, staged)
+        quantize_matmuls(staged, target)
+        staged.unlink()
+    else:
+        onnx.save(model, target)
+    return tables
 
 
 def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -58,6 +58,11 @@ def _page(study: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def share_told(share: float) -> str:
+    """A sparsity in whole percent."""
+    return f"{units.fixed(100 * share, 0)}{units.NARROW}%"
+
+
 def scores(
     task: Mapping[str, Any], number: int, split: str, kind: str = "found", weights: str = "rewound"
 ) -> list[float]:
@@ -78,7 +83,7 @@ def _row(task: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "metric": units.metric_name(metric),
         "wins": bool(best),
-        "sparsity": f"{units.fixed(100 * sparsity, 0)}{units.NARROW}%",
+        "sparsity": share_told(sparsity),
         "dense": spread(scores(task, 0, "test"), metric),
         "ticket": spread(scores(task, shown, "test"), metric),
         "controls": [spread(scores(task, shown, "test", *control), metric) for control in CONTROLS],
@@ -162,7 +167,7 @@ def sparsity_picture(task: Mapping[str, Any], width: int = 420, height: int = 26
     parts.append("</g>")
     for number in (0, len(sparsity) // 2, len(sparsity)):
         share = sparsity[number - 1] if number else 0.0
-        told = f"{units.fixed(100 * share, 0)}{units.NARROW}%"
+        told = share_told(share)
         parts.append(marks.text("tick", x(number), height - 20, "middle", told))
     parts += [
         marks.line("rule", left, bottom, right, bottom),
@@ -194,7 +199,7 @@ def transfer_map(study: Mapping[str, Any]) -> dict[str, Any] | None:
         "rows": [
             {
                 "source": source,
-                "sparsity": f"{units.fixed(100 * sparsity, 0)}{units.NARROW}%",
+                "sparsity": share_told(sparsity),
                 "cells": [_cell(row.get(target), low, 1.0, target == source) for target in targets],
             }
             for (source, _, sparsity), row in shares.items()
@@ -207,7 +212,7 @@ def _cell(share: float | None, low: float, high: float, own: bool) -> dict[str, 
     if share is None:
         return {"told": units.NOT_MEASURED, "share": 0.0, "own": own}
     return {
-        "told": f"{units.fixed(100 * share, 1)}{units.NARROW}%",
+        "told": units.percent(100 * share),
         "share": min(1.0, max(0.0, scale(share, low, high, 0.0, 1.0))),
         "own": own,
     }
@@ -232,12 +237,11 @@ def _masked_lm(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     nats: Sequence[float] = found["nats"]
     best = found["winning_round"]
-    sparsity = f"{units.fixed(100 * found['sparsities'][best - 1], 0)}{units.NARROW}%" if best else None
+    sparsity = share_told(found["sparsities"][best - 1]) if best else None
     shares = [0.0, *found["sparsities"]]
     return {
         "sparsity": sparsity,
         "rows": [
-            (f"{units.fixed(100 * share, 0)}{units.NARROW}%", units.fixed(value, 3))
-            for share, value in zip(shares, nats, strict=False)
+            (share_told(share), units.fixed(value, 3)) for share, value in zip(shares, nats, strict=False)
         ],
     }
