@@ -174,6 +174,37 @@ def test_the_whole_network_is_round_zero_and_seeds_differ(searched: Artifact, tm
     assert trials[0] == trials[1] and trials[0]["sparsity"] == 0
 
 
+@pytest.mark.parametrize("rewind_step", [0, 2])
+def test_the_search_has_tried_every_ticket_once(task: Artifact, tmp_path: Path, rewind_step: int) -> None:
+    found = replace(FIND, rewind_step=rewind_step)(task, context(tmp_path / "search"))
+    searched = found.figures["searched"]
+    assert [trial["round"] for trial in searched] == ([1, 2] if rewind_step else [0, 1, 2])
+    for trial in searched:
+        stage = TryTicket(round=trial["round"], training=TRAINING)
+        assert stage(found, context(tmp_path / f"{trial['round']}")).figures["trial"] == trial
+
+
+def test_a_search_killed_after_the_step_to_rewind_to_begins_its_first_round_again(
+    task: Artifact, searched: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = replace(FIND, rewind_step=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(lottery_ticket, "save_all", lambda *_: None)  # what comes after the first training
+        patch.setattr(lottery_ticket, "write_json", _killed)
+        with pytest.raises(KilledError):
+            stage(task, context(tmp_path))
+    for checkpoint in tmp_path.glob("round-*/*"):
+        checkpoint.unlink()
+    assert (tmp_path / "rewound.safetensors").exists()
+    found = stage(task, context(tmp_path))
+    first, whole = (load_masks(masks_path(made.parts["tickets"] / "found", 1)) for made in (found, searched))
+    assert all(torch.equal(first[name], mask) for name, mask in whole.items())
+
+
+def _killed(*_: Any) -> None:
+    raise KilledError
+
+
 @pytest.mark.parametrize("weights", ["rewound", "random"])
 def test_a_ticket_starts_from_the_weights_that_are_asked_for(
     searched: Artifact, tmp_path: Path, weights: Any, monkeypatch: pytest.MonkeyPatch

@@ -22,14 +22,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from pocketlm.artifact import Artifact, write_json
-from pocketlm.data.examples import load_split
+from pocketlm.data.examples import Examples, load_split
 from pocketlm.distill.augment import tune_masked_lm
 from pocketlm.distill.online import corpus_texts
 from pocketlm.errors import DataError, RecipeError
@@ -149,18 +149,21 @@ class FindTickets:
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Adds the part `tickets`, a folder for every `Kind` of mask, and the figure `sparsities`.
 
-        With a step to rewind to, also the part `rewound`, the weights of that step.
+        Also the figure `searched`: its own trainings, each the trial of the ticket of the round before. With a
+        step to rewind to, also the part `rewound`, the weights of that step.
 
         Raises:
             RecipeError: training ends before `rewind_step`.
         """
-        train, valid = (load_split(artifact.parts["data"], split) for split in ("train", "valid"))
+        splits = splits_of(artifact)
         wanted, folder = sparsities(self.rounds, self.share, self.of), context.folder / "tickets"
         training = replace(self.training, seed=self.seed)
         source, start = artifact.parts["teacher_source"], context.folder / "rewound.safetensors"
 
         def fresh() -> tuple[nn.Module, Callable[[int], None]]:
-            teacher = rewound(training.fresh(source, artifact.task), start)
+            teacher = training.fresh(source, artifact.task)
+            if masks_path(folder / "found", 1).exists():
+                teacher = rewound(teacher, start)
 
             def fit(number: int) -> None:
                 def keep(step: int, steps: int) -> None:
@@ -169,7 +172,11 @@ class FindTickets:
                         save_tensors(teacher.model.state_dict(), start)
 
                 own = replace(context, checkpoints=context.checkpoints / f"round-{number + 1:02}")
-                training.fit(teacher, train, valid, own, f"round {number + 1} of {self.rounds}", keep)
+                what = f"round {number + 1} of {self.rounds}"
+                training.fit(teacher, splits["train"], splits["valid"], own, what, keep)
+                masks = load_masks(masks_path(folder / "found", number)) if number else {}
+                trial = TryTicket(round=number, seed=self.seed).trial(teacher, masks, splits)
+                write_json(_trial_path(context, number), trial)
                 if number == 0:
                     save_all(magnitudes(teacher.model), wanted, folder / "one-shot")
 
@@ -183,7 +190,10 @@ class FindTickets:
                     f"rewind_step={self.rewind_step} is not below the steps of a round; take fewer"
                 )
             artifact = artifact.with_part("rewound", start)
-        return artifact.with_part("tickets", folder).with_figures(sparsities=wanted)
+        # The first round is trained from step 0, and the whole network is tried from step k.
+        tried = range(1 if self.rewind_step else 0, self.rounds)
+        searched = [json.loads(_trial_path(context, number).read_text()) for number in tried]
+        return artifact.with_part("tickets", folder).with_figures(sparsities=wanted, searched=searched)
 
 
 @dataclass(frozen=True)
@@ -269,8 +279,8 @@ class TryTicket:
     seed: int = 0
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
-        """Adds the figure `trial`: sparsity, and the scores on valid and test."""
-        splits = {name: load_split(artifact.parts["data"], name) for name in ("train", "valid", "test")}
+        """Adds the figure `trial`."""
+        splits = splits_of(artifact)
         folder = artifact.parts["tickets"]
         training = replace(self.training, seed=self.seed)
         teacher = training.fresh(artifact.parts["teacher_source"], artifact.task)
@@ -286,11 +296,30 @@ class TryTicket:
         with held(teacher.model, masks):
             what = f"{self.kind} ticket of round {self.round}, seed {self.seed}"
             training.fit(teacher, splits["train"], splits["valid"], context, what)
+        return artifact.with_figures(trial=self.trial(teacher, masks, splits))
+
+    @property
+    def name(self) -> dict[str, Any]:
+        """What tells a trial from the others of its study."""
+        return {"kind": self.kind, "round": self.round, "weights": self.weights, "seed": self.seed}
+
+    def trial(self, teacher: Classifier, masks: Masks, splits: Mapping[str, Examples]) -> dict[str, Any]:
+        """The name, the sparsity, and the scores on valid and test of a ticket that was trained."""
         scores = {
             name: valid_score(teacher, teacher.encode(splits[name].texts), splits[name])
             for name in ("valid", "test")
         }
-        return artifact.with_figures(trial={"sparsity": sparsity_of(masks), **scores})
+        return {**self.name, "sparsity": sparsity_of(masks), **scores}
+
+
+def splits_of(artifact: Artifact) -> dict[str, Examples]:
+    """The rows of a task."""
+    return {name: load_split(artifact.parts["data"], name) for name in ("train", "valid", "test")}
+
+
+def _trial_path(context: Context, number: int) -> Path:
+    """Where a search keeps the scores of the training that a round, from 0, began with."""
+    return context.folder / f"trial-{number:02}.json"
 
 
 def save_all(scores: Mapping[str, Tensor], sparsity: Sequence[float], folder: Path) -> None:
