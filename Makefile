@@ -52,6 +52,7 @@ bench-tickets: setup  ## lottery tickets on six tasks, some hours; ARGS='--tasks
 bench-prune: setup  ## structured pruning and sparse students; ARGS='--tasks critics' for some of them
 	@$(BIN)/python benchmarks/run.py prune $(ARGS)
 	@$(BIN)/python benchmarks/vision.py
+	@$(BIN)/python benchmarks/decoders.py
 	@$(BIN)/python scripts/readme_tables.py
 
 tables: setup  ## rewrite the tables of README and docs from benchmarks/results

@@ -8,8 +8,9 @@ A block
 is filled from `benchmarks/results/demo.jsonl`: a line for each (teacher, row, kind, method, task), the
 median over its seeds, and the smallest and largest value behind it. A block of `means` has a line for each
 (teacher, row) that was distilled, over its tasks; one of `parts` has the scores that stand beside a task's
-headline. Results are only ever appended, so of a seed measured twice the newest line counts, and lines of
-an older recipe or of another machine than the newest line's do not.
+headline; one of `sparse` has a study of `prune.jsonl`, such as `decoder`. Results are only ever appended, so
+of a seed measured twice the newest line counts, and lines of an older recipe or of another machine than the
+newest line's do not.
 
     python scripts/readme_tables.py            rewrite
     python scripts/readme_tables.py --check    exit with 1 if a block is stale
@@ -31,7 +32,7 @@ from pocketlm.report.svg import points, size_score_picture
 from pocketlm.report.units import PERCENT_METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- (table|means|parts):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|means|parts|sparse):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
 DISTILLED = ("pocket", "paper-recipe")
 KINDS = ("teacher", "pocket", "control", "peer", "paper-recipe")
 PARTS = {"in_scope_accuracy": "in scope alone", "intent_accuracy": "intent", "span_f1": "slot F1"}
@@ -200,6 +201,24 @@ def parts(lines: Sequence[Line]) -> str:
     return _markdown(rows) + "\n"
 
 
+def sparse(lines: Sequence[Line]) -> str:
+    """A Markdown table of a study of single weights: the score at every sparsity."""
+    if not lines:
+        return "*Not measured yet.*\n"
+    head = ["network", "task", "what", "sparsity", "score", "seeds"]
+    rows = [head, [*["---"] * 3, *["---:"] * 3]]
+    for (network, row, _, _, task), group in current(lines).items():
+        metric = group[0]["metric"]
+        measured = spread(
+            [line["score"] for line in group], _percent if metric in PERCENT_METRICS else significant
+        )
+        removed = spread([line["sparsity"] for line in group], lambda value: f"{value:.0%}")
+        # What is measured once at every sparsity has it in its name, too.
+        what = re.sub(r", [\d.]+%$", "", row.partition(": ")[2])
+        rows.append([network, task, what, removed, f"{measured} {metric}", str(len(group))])
+    return _markdown(rows) + "\n"
+
+
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
@@ -250,6 +269,10 @@ def fill(text: str, results: Path) -> str:
     makers = {"table": table, "means": means, "parts": parts}
 
     def made(block: re.Match[str]) -> str:
+        if block[2] == "sparse":
+            lines = read_results(results / "prune.jsonl")
+            own = [line for line in lines if str(line["row"]).startswith(f"{block[3]}: ")]
+            return f"{block[1]}{sparse(own)}{block[5]}"
         return f"{block[1]}{makers[block[2]](read_results(results / f'{block[3]}.jsonl'))}{block[5]}"
 
     return BLOCK.sub(made, text)

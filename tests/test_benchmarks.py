@@ -86,3 +86,16 @@ def test_every_case_of_every_bench_has_a_recipe_that_resolves(bench, tmp_path: P
                 seen.add(key)
                 assert resolved_recipe(**run.sources_of(case, tmp_path), seed=0).stages
     assert len(seen) > 20
+
+
+def test_a_pruned_decoder_becomes_a_line_of_the_schema(bench) -> None:
+    found = {"perplexity": 40.0, "perplexity_before": 20.0, "sparsity": 0.5, "recipe_sha256": "0" * 64}
+    lines = [
+        line
+        for method, whole in (("magnitude", True), ("wanda", False))
+        for line in bench("decoders").lines(f"decoder: {method}", method, found, whole)
+    ]
+    assert [faults(json.dumps(line)) for line in lines] == [[]] * 3
+    assert [(line["kind"], line["score"]) for line in lines] == [
+        ("teacher", 20.0), ("control", 40.0), ("pocket", 40.0)
+    ]  # fmt: skip

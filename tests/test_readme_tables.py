@@ -206,3 +206,21 @@ def test_several_teachers_are_named_and_kept_apart() -> None:
     text = tables.table([line(), line(teacher="base", score=0.9)])
     assert "| teacher | model |" in text
     assert len(re.findall(r"^\| (base|mini) \| \*\*default", text, re.MULTILINE)) == 2
+
+
+def test_a_study_of_single_weights_has_a_line_for_every_sparsity(tmp_path: Path) -> None:
+    rows = [
+        line(bench="prune", row=f"resnet: {what}, {sparsity:.1%}", seed=seed, sparsity=sparsity, score=score)
+        for what, sparsity, scores in (("dense", 0.0, (0.9, 0.92)), ("gradual", 0.9, (0.91, 0.91)))
+        for seed, score in enumerate(scores)
+    ]
+    other = line(bench="prune", row="decoder: wanda", metric="perplexity", sparsity=0.5, score=21.456)
+    text = "".join(json.dumps(values) + "\n" for values in [*rows, other])
+    (tmp_path / "prune.jsonl").write_text(text)
+    page = "<!-- sparse:resnet -->\n<!-- /sparse -->\n<!-- sparse:decoder -->\n<!-- /sparse -->\n"
+    filled = tables.fill(page, tmp_path)
+    assert "| mini | critics | dense | 0% | 91.0 (90.0 to 92.0) accuracy | 2 |" in filled
+    assert "| mini | critics | gradual | 90% | 91.0 accuracy | 2 |" in filled
+    assert "| mini | critics | wanda | 50% | 21.5 perplexity | 1 |" in filled
+    assert tables.fill(filled, tmp_path) == filled
+    assert "Not measured yet" in tables.fill(page, tmp_path / "nowhere")

@@ -644,6 +644,17 @@ def test_a_teacher_needs_data_and_splits_need_training_data(tiny: Tiny) -> None:
         resolved_recipe(valid="valid.tsv")
 
 
+def test_a_recipe_of_stages_alone_is_run_on_the_demos_data(tmp_path: Path) -> None:
+    recipe = resolved_recipe(recipe=Path("magnitude"))
+    whole = resolved_recipe()
+    assert (recipe.teacher, recipe.data, recipe.stages[0]) == (whole.teacher, whole.data, whole.stages[0])
+    assert recipe.stages != whole.stages
+    path = tmp_path / "own.yaml"
+    path.write_text("teacher: models/mine\n")
+    with pytest.raises(InputError, match="the teacher models/mine was given, but no data"):
+        resolved_recipe(recipe=path)
+
+
 def test_a_recipe_may_name_the_data_and_arguments_win(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("teacher: from-recipe\ndata: {train: a.tsv, test: t.tsv}\nseed: 3\n")

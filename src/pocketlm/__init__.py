@@ -5,8 +5,8 @@
     pocket = pocketlm.load("pockets/reviews")
     pocket.predict(["a quiet triumph"])
 
-The verbs (`shrink`, `distill_student`, `tickets`, `bench`) need the workshop:
-pip install 'pocketlm[compress]'.
+The verbs (`shrink`, `distill_student`, `prune_student`, `prune_decoder`, `tickets`, `bench`) need the
+workshop: pip install 'pocketlm[compress]'.
 """
 
 from __future__ import annotations
@@ -20,11 +20,22 @@ from pocketlm.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from pocketlm.bench import bench
+    from pocketlm.pruning import prune_decoder, prune_student
     from pocketlm.runtime.pocket import Pocket, Prediction, load
     from pocketlm.shrink import distill_student, shrink
     from pocketlm.tickets import tickets
 
-__all__ = ["Pocket", "Prediction", "bench", "distill_student", "load", "shrink", "tickets"]
+__all__ = [
+    "Pocket",
+    "Prediction",
+    "bench",
+    "distill_student",
+    "load",
+    "prune_decoder",
+    "prune_student",
+    "shrink",
+    "tickets",
+]
 __version__ = metadata.version("pocketlm")
 
 _HOMES = {
@@ -33,6 +44,8 @@ _HOMES = {
     "load": "pocketlm.runtime.pocket",
     "bench": "pocketlm.bench",
     "distill_student": "pocketlm.shrink",
+    "prune_decoder": "pocketlm.pruning",
+    "prune_student": "pocketlm.pruning",
     "shrink": "pocketlm.shrink",
     "tickets": "pocketlm.tickets",
 }

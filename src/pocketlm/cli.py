@@ -198,6 +198,96 @@ def distill(
 
 
 @app.command()
+def prune(
+    model: Annotated[
+        str | None, typer.Argument(help="As the teacher of shrink; with --corpus also a file in GGUF.")
+    ] = None,
+    data: DataOption = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option("--corpus", help="Of a model that writes: plain text to calibrate on, a text a line."),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option("--held-out", help="Text to measure it on; default: the last tenth of the corpus."),
+    ] = None,
+    valid: ValidOption = None,
+    test: TestOption = None,
+    revision: RevisionOption = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="magnitude, movement, obd or structured; with --corpus sparsegpt, wanda or magnitude.",
+        ),
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", help="Fraction of weights to remove, embeddings out.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option("--pattern", help="2:4 keeps two of every four weights instead.")
+    ] = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    group: GroupOption = None,
+    task: TaskOption = None,
+    stratify: StratifyOption = False,
+    train_rows: RowsOption = None,
+    fine_tune: FineTuneOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder; default: pruned/NAME.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another recipe's model.")] = False,
+) -> None:
+    """Prune an encoder on a task, or, with --corpus, a language model that writes; with what it costs."""
+    from pocketlm import prune_decoder, prune_student
+    from pocketlm.progress import Bars
+    from pocketlm.pruning import pruned_decoder
+    from pocketlm.shrink import training_of
+
+    own = _overrides(set_, text, label, group, task, stratify, train_rows, fine_tune)
+    if corpus is None:
+        if held_out is not None:
+            raise InputError("--held-out goes with --corpus; name the valid split of a task with --valid")
+        method = method or "magnitude"
+        folder = prune_student(
+            model,
+            data,
+            method=method,
+            valid=valid,
+            test=test,
+            revision=revision,
+            overrides=[*_fields(method, sparsity, pattern), *own],
+            seed=seed,
+            out=out,
+            overwrite=overwrite,
+            progress=Bars(),
+        )
+        found = training_of(folder)
+        print(
+            f"{found['metric']} on valid: {found['valid_score']:.4f}, "
+            f"the teacher's {found['teacher_valid_score']:.4f}"
+        )
+    else:
+        if model is None or data is not None:
+            raise InputError("--corpus goes with a model that writes, named first, and without --data")
+        folder = prune_decoder(
+            model,
+            corpus,
+            method=method or "sparsegpt",
+            held_out=held_out,
+            revision=revision,
+            overrides=[*_fields("prune_decoder", sparsity, pattern), *own],
+            out=out,
+            overwrite=overwrite,
+            progress=Bars(),
+        )
+        found = pruned_decoder(folder)
+        print(f"perplexity: {found['perplexity']:.2f}, before {found['perplexity_before']:.2f}")
+    print(folder)
+
+
+@app.command()
 def tickets(
     teacher: TeacherArgument = None,
     data: Annotated[
@@ -386,6 +476,12 @@ def _overrides(
     ]
     given = [option for option in options if option[2] is not None]
     return [*given, *(_workshop("pocketlm.recipe").setting(text) for text in set_ or ())]
+
+
+def _fields(stage: str, sparsity: float | None, pattern: str | None) -> list[tuple[str, str, Any]]:
+    """What is to be removed, as fields of the stage that removes it."""
+    given = (("sparsity", sparsity), ("pattern", pattern))
+    return [(stage, name, value) for name, value in given if value is not None]
 
 
 def _workshop(module: str) -> Any:

@@ -29,7 +29,7 @@ from pocketlm.measure.energy import Meter
 from pocketlm.measure.ledger import Cost
 from pocketlm.progress import Progress, Quiet
 from pocketlm.recipe import STAGE_NAMES, Recipe
-from pocketlm.sources import resolve
+from pocketlm.sources import Kind, resolve
 from pocketlm.stage import Context, Stage
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "onnxruntime", "numpy")
@@ -42,10 +42,10 @@ def cache_folder() -> Path:
     return Path(given).expanduser() if given else base / "pocketlm"
 
 
-def start(recipe: Recipe, cache_dir: Path, progress: Progress) -> Artifact:
-    """Fetch what the recipe names; the digest covers every byte of it."""
+def start(recipe: Recipe, cache_dir: Path, progress: Progress, kind: Kind = "model") -> Artifact:
+    """Fetch what the recipe names, the teacher being of some kind; the digest covers every byte of it."""
     sources = {
-        "teacher_source": resolve(recipe.teacher, "model", cache_dir, recipe.revision, progress),
+        "teacher_source": resolve(recipe.teacher, kind, cache_dir, recipe.revision, progress),
         **{
             f"{split}_source": resolve(source, "data", cache_dir, progress=progress)
             for split, source in dataclasses.asdict(recipe.data).items()

@@ -42,7 +42,9 @@ from pocketlm.export.pack import Pack
 from pocketlm.finetune import FineTune
 from pocketlm.measure.compare import Measure
 from pocketlm.measure.controls import Controls
+from pocketlm.measure.perplexity import Perplexity
 from pocketlm.models.student import BuildStudent
+from pocketlm.prune.decoder import PruneDecoder
 from pocketlm.prune.lottery_ticket import FindMaskedLmTickets, FindTickets, TryTicket
 from pocketlm.prune.magnitude import Magnitude
 from pocketlm.prune.movement import Movement
@@ -79,11 +81,13 @@ OPTIONAL = (
 )
 NEEDS_TEACHER_OUTPUTS = ("tinybert", "structured", "distill", "magnitude", "movement", "obd")
 KEYS = ("teacher", "revision", "start", "data", "seed", "stages", "set")
-# What studies run beside a recipe's stages, see `pocketlm.tickets`.
+# What other verbs than `shrink` run, see `pocketlm.tickets` and `pocketlm.pruning`.
 STUDIES: dict[str, type] = {
     "find_tickets": FindTickets,
     "find_masked_lm_tickets": FindMaskedLmTickets,
     "try_ticket": TryTicket,
+    "prune_decoder": PruneDecoder,
+    "perplexity": Perplexity,
 }
 STAGE_NAMES: dict[type, str] = {stage: name for name, stage in {**STAGES, **STUDIES}.items()}
 
@@ -179,11 +183,7 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Re
         if not merged.get(name):
             raise RecipeError(f"the recipe names no {name}; give `{name}:` in it or on the command line")
     listed = _stage_list(merged["stages"])
-    for stage, key, value in [*_set_of(values.get("set") or {}), *overrides]:
-        _known({stage: None}, tuple(dict.fromkeys(name for name, _ in listed)), "set")
-        for name, fields in listed:
-            if name == stage:
-                fields[key] = value
+    changed(dict(listed), [*_set_of(values.get("set") or {}), *overrides])
     _check_order([name for name, _ in listed], dict(listed).get("teacher_outputs", {}).get("states") == [])
     seed = merged.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
@@ -202,8 +202,24 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Re
         start=start,
         data=cast(DataSources, _typed(DataSources, data, "data")),
         seed=seed,
-        stages=tuple(_stage(name, fields, seed) for name, fields in listed),
+        stages=tuple(stage_of(name, fields, seed) for name, fields in listed),
     )
+
+
+def changed(stages: dict[str, dict[str, Any]], overrides: Sequence[Override]) -> dict[str, dict[str, Any]]:
+    """Change fields of stages, in place.
+
+    Args:
+        stages: Fields by stage.
+        overrides: What to change; the last of one field wins.
+
+    Raises:
+        RecipeError: there is no such stage.
+    """
+    for stage, key, value in overrides:
+        _known({stage: None}, tuple(stages), "set")
+        stages[stage][key] = value
+    return stages
 
 
 def setting(text: str) -> Override:
@@ -320,8 +336,18 @@ def _check_order(names: Sequence[str], logits_only: bool) -> None:
         )
 
 
-def _stage(name: str, fields: Mapping[str, Any], seed: int) -> Stage:
-    cls = STAGES[name]
+def stage_of(name: str, fields: Mapping[str, Any], seed: int = 0) -> Stage:
+    """A stage of some name.
+
+    Args:
+        name: Of `STAGES` or `STUDIES`.
+        fields: That differ from its own.
+        seed: Of a stage that has one.
+
+    Raises:
+        RecipeError: an unknown field, or a value of another type or range.
+    """
+    cls = {**STAGES, **STUDIES}[name]
     if any(known.name == "seed" for known in dataclasses.fields(cls)):
         fields = {"seed": seed, **fields}
     return cast(Stage, _typed(cls, fields, f"stage {name}"))

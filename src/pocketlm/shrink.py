@@ -166,13 +166,16 @@ def resolved_recipe(
     values: dict[str, Any] = {}
     if recipe is not None:
         values |= recipe_of(recipe) if recipe.is_dir() else read(recipe)
-    elif teacher is None and data is None:
-        values |= demo()
+    if teacher is None and data is None and not {"teacher", "data"} & values.keys():
+        values = {**demo(), **values}
     values |= {name: value for name, value in given.items() if value is not None}
     if data is None and unlabeled is not None and values.get("data"):
         values["data"] = {**_sources_of(values["data"]), "unlabeled": unlabeled}
     if "data" not in values:
-        raise InputError(f"the teacher {teacher} was given, but no data; name a file or folder with --data")
+        raise InputError(
+            f"the teacher {teacher or values['teacher']} was given, but no data; "
+            "name a file or folder with --data"
+        )
     return resolve({"teacher": DEFAULT_TEACHER, **values}, overrides)
 
 
@@ -182,10 +185,13 @@ def _sources_of(data: Any) -> dict[str, Any]:
 
 
 def pocket_name(recipe: Recipe) -> str:
-    """A folder name after the data: `reviews` of `data/reviews.tsv.gz`, `critics` of the demo."""
+    """A folder name after the data, see `folder_name`; `critics` of the demo."""
     source = recipe.data.train
-    if source == demo()["data"]["train"]:
-        return DEMO_NAME
+    return DEMO_NAME if source == demo()["data"]["train"] else folder_name(source)
+
+
+def folder_name(source: str) -> str:
+    """A name for a folder: `reviews` of `data/reviews.tsv.gz`."""
     last = re.split(r"[/\\]", source.split("#")[0].rstrip("/\\"))[-1]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", last.split(".")[0]).strip("-") or "pocket"
 
@@ -203,10 +209,12 @@ def write_student(folder: Path, artifact: Artifact, recipe: Recipe) -> None:
     """Write the student and what is known of its training, aside and then in one rename."""
     with aside(folder) as made:
         shutil.copytree(artifact.parts["student"], made, dirs_exist_ok=True)
+        pruned = {"pruned": artifact.figures["pruned"]} if "pruned" in artifact.figures else {}
         training = {
             "metric": artifact.task.metric,
             "teacher_valid_score": artifact.figures["teacher"]["valid_score"],
             **artifact.figures["distil"],
+            **pruned,
             "history": list(artifact.history),
             "recipe": recipe.to_yaml(),
             "recipe_sha256": recipe.sha256,

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from pocketlm.errors import RecipeError, TeacherError
-from pocketlm.models.decoder import Decoder, load_decoder, perplexity
-from pocketlm.prune.decoder import decoder_layers, first_inputs, grams, prune_decoder
+from pocketlm.models.decoder import Decoder, load_decoder, perplexity, windows
+from pocketlm.prune.decoder import decoder_layers, first_inputs, grams, prune_layers
 from tests.tiny import sentences, tokenizer
 
 TEXTS = sentences(400)
@@ -23,7 +23,11 @@ LENGTH = 24
 
 @pytest.fixture(scope="module")
 def trained() -> Decoder:
-    """A tiny LLaMA that has read some sentences."""
+    return decoder_that_has_read(TEXTS)
+
+
+def decoder_that_has_read(texts: list[str]) -> Decoder:
+    """A tiny LLaMA that was trained on some sentences."""
     torch.manual_seed(0)
     pieces = tokenizer("wordpiece")
     config = LlamaConfig(
@@ -32,11 +36,10 @@ def trained() -> Decoder:
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     decoder = Decoder(model, pieces)
-    ids = decoder.ids(TEXTS)
-    windows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+    read = windows(decoder.ids(texts), LENGTH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(60):
-        rows = windows[torch.randperm(len(windows))[:16]]
+        rows = read[torch.randperm(len(read))[:16]]
         loss = model(input_ids=rows, labels=rows).loss
         optimizer.zero_grad()
         loss.backward()
@@ -48,15 +51,15 @@ def trained() -> Decoder:
 
 def pruned(decoder: Decoder, **options: Any) -> Decoder:
     made = Decoder(copy.deepcopy(decoder.model), decoder.tokenizer)
-    prune_decoder(made, TEXTS, samples=20, length=LENGTH, **options)
+    prune_layers(made, TEXTS, samples=20, length=LENGTH, **options)
     return made
 
 
 def test_perplexity_is_that_of_the_mean_loss(trained: Decoder) -> None:
     ids = trained.ids(VALID)
-    windows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+    read = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
     with torch.no_grad():
-        losses = [float(trained.model(input_ids=row[None], labels=row[None]).loss) for row in windows]
+        losses = [float(trained.model(input_ids=row[None], labels=row[None]).loss) for row in read]
     found = perplexity(trained, ids, LENGTH)
     assert found == pytest.approx(float(torch.tensor(losses).mean().exp()), rel=1e-4)
     assert 1 < found < trained.tokenizer.get_vocab_size()
@@ -91,10 +94,10 @@ def test_the_order_of_the_papers_holds(trained: Decoder) -> None:
 
 
 def test_a_layer_is_calibrated_on_what_it_is_given(trained: Decoder) -> None:
-    windows = trained.ids(TEXTS)[: 3 * LENGTH].reshape(3, LENGTH)
+    read_ids = trained.ids(TEXTS)[: 3 * LENGTH].reshape(3, LENGTH)
     layers = decoder_layers(trained.model)
-    states, options = first_inputs(trained.model, layers[0], windows)
-    embedded = trained.model.get_input_embeddings()(windows)
+    states, options = first_inputs(trained.model, layers[0], read_ids)
+    embedded = trained.model.get_input_embeddings()(read_ids)
     assert torch.allclose(torch.cat(states), embedded)
     with torch.no_grad():
         read = layers[0].input_layernorm(embedded).reshape(-1, 32)
@@ -114,7 +117,7 @@ def test_a_pruned_decoder_survives_a_folder(trained: Decoder, tmp_path: Path) ->
 
 def test_what_cannot_be_pruned_is_told(trained: Decoder, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="fewer than one window of 256; give more"):
-        prune_decoder(trained, ["a film"])
+        prune_layers(trained, ["a film"])
     with pytest.raises(TeacherError, match="holds no causal language model that transformers can read"):
         load_decoder(tmp_path)
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=8, n_embd=8, n_layer=2, n_head=2))

@@ -39,17 +39,17 @@ class Decoder:
         self.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
 
 
-def load_decoder(folder: Path) -> Decoder:
-    """Read a folder with a causal language model, or with one `.gguf` file, whose weights become float32.
+def load_decoder(path: Path) -> Decoder:
+    """Read a folder with a causal language model, or a file in GGUF, whose weights become float32.
 
     Raises:
         TeacherError: transformers finds no causal language model there.
         MissingExtraError: the file is GGUF, and the package that reads it is not installed.
     """
-    files = sorted(folder.glob("*.gguf"))
+    folder = path.parent if path.is_file() else path
     options: dict[str, Any] = {"local_files_only": True}
-    if files:
-        options["gguf_file"] = files[0].name
+    if path.is_file():
+        options["gguf_file"] = path.name
     try:
         with quiet_transformers():
             tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(folder), **options)
@@ -60,8 +60,8 @@ def load_decoder(folder: Path) -> Decoder:
         raise MissingExtraError("gguf", "decoder") from error
     except (ValueError, OSError) as error:
         raise TeacherError(
-            f"{folder} holds no causal language model that transformers can read ({error}); give a folder "
-            "with config.json and safetensors, or with one .gguf file"
+            f"{path} holds no causal language model that transformers can read ({error}); give a folder "
+            "with config.json and safetensors, or a file in GGUF"
         ) from error
     return Decoder(model.eval(), tokenizer.backend_tokenizer)
 

@@ -8,19 +8,26 @@ next.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from pocketlm.errors import RecipeError, TeacherError
-from pocketlm.models.decoder import Decoder, windows
+from pocketlm.artifact import Artifact
+from pocketlm.distill.online import corpus_texts
+from pocketlm.errors import DataError, RecipeError, TeacherError
+from pocketlm.models.decoder import Decoder, load_decoder, windows
 from pocketlm.progress import Progress, Quiet
 from pocketlm.prune.magnitude import parsed_pattern
+from pocketlm.prune.masks import nonzero, sparsity_of
 from pocketlm.prune.sparsegpt import sparsegpt
 from pocketlm.prune.wanda import kept, wanda
+from pocketlm.stage import Context
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
+HELD_OUT = 10
+"""One of so many texts is held out where there is no file to measure on."""
 Pruned = Callable[[Tensor, Tensor, float, tuple[int, int] | None], Tensor]
 """(weight [outputs, inputs], X Xᵀ [inputs, inputs], sparsity, pattern) to the pruned weight."""
 
@@ -41,7 +48,7 @@ class _StopError(Exception):
 
 
 @torch.no_grad()
-def prune_decoder(
+def prune_layers(
     decoder: Decoder,
     texts: Sequence[str],
     method: Method = "sparsegpt",
@@ -140,3 +147,57 @@ def grams(
 def _output(layer: nn.Module, state: Tensor, options: dict[str, Any]) -> Tensor:
     said: Any = layer(state, **options)
     return cast(Tensor, said[0] if isinstance(said, tuple) else said)
+
+
+def corpus_and_held_out(artifact: Artifact) -> tuple[list[str], list[str]]:
+    """The texts to calibrate on, and those to measure on: a file of its own, or the corpus's last tenth.
+
+    Raises:
+        DataError: there is too little text.
+    """
+    texts = corpus_texts(artifact.parts["train_source"])
+    if "valid_source" in artifact.parts:
+        return texts, corpus_texts(artifact.parts["valid_source"])
+    kept = len(texts) - len(texts) // HELD_OUT
+    if kept == len(texts):
+        raise DataError(
+            f"the corpus has {len(texts)} texts; give {HELD_OUT} or more, or a file to measure on"
+        )
+    return texts[:kept], texts[kept:]
+
+
+@dataclass(frozen=True)
+class PruneDecoder:
+    """Prune a language model that writes, calibrated on the user's text.
+
+    Args:
+        method: How.
+        sparsity: Fraction to remove of every linear map of the layers.
+        pattern: `N:M` keeps N of every M side by side instead.
+        samples: Windows of the text that are read, from the first.
+        length: Pieces of a window.
+    """
+
+    method: Method = "sparsegpt"
+    sparsity: float = 0.5
+    pattern: str | None = None
+    samples: int = 64
+    length: int = 256
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sparsity < 1:
+            raise RecipeError(f"sparsity={self.sparsity} is out of range; allowed: above 0 and below 1")
+        if self.pattern is not None:
+            parsed_pattern(self.pattern)
+
+    def __call__(self, artifact: Artifact, context: Context) -> Artifact:
+        """Adds the part `decoder`, as transformers writes it, and the figure `pruned`."""
+        decoder = load_decoder(artifact.parts["teacher_source"])
+        texts, _ = corpus_and_held_out(artifact)
+        prune_layers(
+            decoder, texts, self.method, self.sparsity, self.pattern, self.samples, self.length,
+            context.progress,
+        )  # fmt: skip
+        found = {"sparsity": sparsity_of(nonzero(decoder.model)), "sparsity_of": "layers, embeddings out"}
+        decoder.save(context.folder / "decoder")
+        return artifact.with_part("decoder", context.folder / "decoder").with_figures(pruned=found)

@@ -149,8 +149,8 @@ class FindTickets:
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Adds the part `tickets`, a folder for every `Kind` of mask, and the figure `sparsities`.
 
-        Also the figure `searched`: its own trainings, each the trial of the ticket of the round before. With a
-        step to rewind to, also the part `rewound`, the weights of that step.
+        Also the figure `searched`: its own trainings, each the trial of the ticket of the round before.
+        With a step to rewind to, also the part `rewound`, the weights of that step.
 
         Raises:
             RecipeError: training ends before `rewind_step`.

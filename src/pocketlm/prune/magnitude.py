@@ -28,6 +28,7 @@ from pocketlm.prune.masks import (
     held,
     keep_best,
     keep_n_of_m,
+    nonzero,
     prunable,
     remove,
     sparsity_of,
@@ -130,7 +131,7 @@ def pruned_gradually(model: nn.Module, schedule: Cubic, scope: Scope = "global")
         due = step % max(1, steps // REMOVALS) == 0
         if due or not begun:
             remove(model, masks)
-            kept = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
+            kept = nonzero(model)
             if due:
                 kept = keep_best(magnitudes(model), schedule(step, steps), scope, kept)
             for name, mask in kept.items():
@@ -193,5 +194,4 @@ class Magnitude:
 
 def zeros_of(model: nn.Module) -> dict[str, object]:
     """What a sparse network's figures say: how many weights are zero, and of which."""
-    kept = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
-    return {"sparsity": sparsity_of(kept), "sparsity_of": "layers and pooler, embeddings out"}
+    return {"sparsity": sparsity_of(nonzero(model)), "sparsity_of": "layers and pooler, embeddings out"}

@@ -129,6 +129,11 @@ def random_masks(masks: Mapping[str, Tensor], seed: int) -> Masks:
     }
 
 
+def nonzero(model: nn.Module) -> Masks:
+    """Masks that keep what is not zero in a network as it is."""
+    return {name: weight.detach() != 0 for name, weight in prunable(model).items()}
+
+
 def sparsity_of(masks: Mapping[str, Tensor]) -> float:
     """Fraction removed of all weights that the masks cover."""
     removed = sum(int((~mask).sum()) for mask in masks.values())

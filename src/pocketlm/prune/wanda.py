@@ -7,10 +7,11 @@ trained and no weight that stays is changed.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pocketlm.errors import RecipeError
-from pocketlm.prune.masks import keep_best, keep_n_of_m
+from pocketlm.prune.masks import keep_n_of_m
 
 
 def wanda_scores(weight: Tensor, gram: Tensor) -> Tensor:
@@ -50,5 +51,5 @@ def kept(scores: Tensor, sparsity: float, pattern: tuple[int, int] | None) -> Te
         return keep_n_of_m({"the map": scores}, *pattern)["the map"]
     if not 0 <= sparsity < 1:
         raise RecipeError(f"sparsity={sparsity} is out of range; allowed: 0 up to below 1")
-    rows = keep_best({str(row): values for row, values in enumerate(scores)}, sparsity, "layer")
-    return scores.new_tensor([row.tolist() for row in rows.values()]).bool()
+    lowest = scores.argsort(dim=1, stable=True)[:, : round(sparsity * scores.shape[1])]
+    return torch.ones_like(scores, dtype=torch.bool).scatter(1, lowest, False)

