@@ -50,6 +50,7 @@ from pocketlm.prune.magnitude import Magnitude
 from pocketlm.prune.movement import Movement
 from pocketlm.prune.obd import OptimalBrainDamage
 from pocketlm.prune.structured import Structured
+from pocketlm.quantize.aware import QuantizationAware
 from pocketlm.quantize.int8 import QuantizeInt8
 from pocketlm.stage import Stage
 
@@ -69,6 +70,7 @@ STAGES: dict[str, type] = {
     "magnitude": Magnitude,
     "movement": Movement,
     "obd": OptimalBrainDamage,
+    "qat": QuantizationAware,
     "export": Export,
     "int8": QuantizeInt8,
     "pack": Pack,
@@ -77,9 +79,9 @@ STAGES: dict[str, type] = {
 }
 OPTIONAL = (
     *("augment", "assistant", "subwords", "tinybert_general", "relations"),
-    *("teacher_outputs", "tinybert", "structured", "distill", "magnitude", "movement", "obd", "int8"),
+    *("teacher_outputs", "tinybert", "structured", "distill", "magnitude", "movement", "obd", "qat", "int8"),
 )
-NEEDS_TEACHER_OUTPUTS = ("tinybert", "structured", "distill", "magnitude", "movement", "obd")
+NEEDS_TEACHER_OUTPUTS = ("tinybert", "structured", "distill", "magnitude", "movement", "obd", "qat")
 KEYS = ("teacher", "revision", "start", "data", "seed", "stages", "set")
 # What other verbs than `shrink` run, see `pocketlm.tickets` and `pocketlm.pruning`.
 STUDIES: dict[str, type] = {

@@ -14,10 +14,12 @@ from safetensors.torch import (
 )
 
 from pocketlm.artifact import Artifact, write_json
+from pocketlm.export.code import code_pocket
 from pocketlm.stage import Context
 
 FORMAT = 1
 RUNTIME_FILES = ("model.onnx", "tokenizer.json")
+ONE_FILE = "model.pocket"
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,16 @@ class Pack:
     """Lay out the pocket's folder.
 
     The device needs `model.onnx` and `tokenizer.json`. `model.safetensors` and `config.json` are the
-    same model before quantization, for transformers.
+    same model before quantization, for transformers. `model.pocket` is graph and tokenizer once more, in
+    one file that is small to download and that the runtime opens as it is.
 
     Args:
         half: Store `model.safetensors` in float16; it is loaded as float32 all the same.
+        coded: Write `model.pocket`, which is what ships then.
     """
 
     half: bool = True
+    coded: bool = False
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Adds the part `pocket` and the figure `size_bytes` of what the device needs."""
@@ -45,11 +50,16 @@ class Pack:
         if self.half:
             tensors = {n: t.half() if t.dtype == torch.float32 else t for n, t in tensors.items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        info = {
+        needed = {
             "format": FORMAT,
             "name": artifact.figures["data_name"],
             "task": artifact.task.to_dict(),
             "max_length": artifact.figures["max_length"],
+        }
+        if self.coded:
+            code_pocket(folder / ONE_FILE, needed, folder / "model.onnx", folder / "tokenizer.json")
+        info = {
+            **needed,
             "shape": artifact.figures["shape"],
             "parameters": artifact.figures["parameters"],
             "files": described_files(folder),
@@ -71,5 +81,7 @@ def described_files(folder: Path) -> dict[str, dict[str, str | int]]:
 
 
 def shipped_bytes(folder: Path) -> int:
-    """Bytes of what a device needs in order to predict: the graph and the tokenizer."""
+    """Bytes of what a device needs in order to predict: the graph and the tokenizer, or both in one file."""
+    if (folder / ONE_FILE).exists():
+        return (folder / ONE_FILE).stat().st_size
     return sum((folder / name).stat().st_size for name in RUNTIME_FILES)

@@ -19,6 +19,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from pocketlm.errors import InputError, PocketError
+from pocketlm.runtime.coded import Coded, read_coded
 from pocketlm.runtime.manifest import MEND, MODEL, TOKENIZER, check_files, described, read_info
 from pocketlm.runtime.prediction import Prediction, Span, predictions, softmax
 from pocketlm.runtime.windows import Window, windows
@@ -246,10 +247,10 @@ class Pocket:
 
 
 def load(folder: str | Path, threads: int | None = None, verify: bool = True) -> Pocket:
-    """Open a pocket folder.
+    """Open a pocket: a folder, or its one file.
 
     Args:
-        folder: What `pocketlm shrink` wrote.
+        folder: What `pocketlm shrink` wrote, or the `model.pocket` in it, by itself.
         threads: CPU threads; None takes every physical core. A large graph answers one batch with all of
             them; a small one, in which threads would wait for each other, as many batches at a time.
         verify: Compare the checksums of model and tokenizer, too; sizes are always compared.
@@ -258,28 +259,36 @@ def load(folder: str | Path, threads: int | None = None, verify: bool = True) ->
         PocketError: the folder is missing, incomplete, damaged or from a newer pocketlm.
         InputError: `threads` is below 1.
     """
-    folder = Path(folder)
-    info = read_info(folder)
-    check_files(info, folder, verify)
+    folder, coded = Path(folder), None
+    if folder.is_file():
+        coded = read_coded(folder)
+        info, size_bytes = coded.info, sum(tensor.nbytes for tensor in coded.tensors.values())
+    else:
+        info = read_info(folder)
+        check_files(info, folder, verify)
+        size_bytes = (folder / MODEL).stat().st_size
+    path = folder if coded else folder / TOKENIZER
     try:
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        tokenizer = Tokenizer.from_buffer(coded.tokenizer) if coded else Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises a bare Exception on a file it cannot read
         raise PocketError(
-            f"{folder / TOKENIZER} is not readable by this version of tokenizers: {error}; "
+            f"{path} is not readable by this version of tokenizers: {error}; "
             f"upgrade with: pip install --upgrade tokenizers, or {MEND}"
         ) from error
     threads = physical_cores() if threads is None else threads
-    if (folder / MODEL).stat().st_size > ONE_THREAD_BYTES:
-        return Pocket(info, session(folder / MODEL, threads), tokenizer)
-    return Pocket(info, session(folder / MODEL, min(threads, 1)), tokenizer, max(threads, 1))
+    together = size_bytes > ONE_THREAD_BYTES
+    path = folder if coded else folder / MODEL
+    opened = session(path, threads if together else min(threads, 1), coded)
+    return Pocket(info, opened, tokenizer, 1 if together else max(threads, 1))
 
 
-def session(path: Path, threads: int | None = None) -> Session:
+def session(path: Path, threads: int | None = None, coded: Coded | None = None) -> Session:
     """Open an ONNX graph on the CPU.
 
     Args:
-        path: The `.onnx` file.
+        path: The `.onnx` file, or where the coded one came from.
         threads: CPU threads of one run; None takes every physical core.
+        coded: A graph that is in memory.
 
     Raises:
         PocketError: onnxruntime does not take the file.
@@ -295,8 +304,14 @@ def session(path: Path, threads: int | None = None) -> Session:
     # own program, or the other model when two are timed in turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
+        if coded is not None:
+            values = [_ort.OrtValue.ortvalue_from_numpy(tensor) for tensor in coded.tensors.values()]
+            options.add_external_initializers(list(coded.tensors), values)
         return _ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOW_FUSIONS)
+            coded.graph if coded else str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(SLOW_FUSIONS),
         )
     except _ORT_ERRORS as error:
         raise PocketError(

@@ -1,0 +1,49 @@
+"""Make one file to download of a pocket's folder: see `pocketlm.runtime.coded`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import external_data_helper, numpy_helper
+
+from pocketlm.runtime.coded import write_coded
+
+SMALLEST = 1024
+KINDS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+
+
+def code_pocket(path: Path, info: Mapping[str, Any], graph: Path, tokenizer: Path) -> None:
+    """Write `model.pocket`.
+
+    Args:
+        path: Where.
+        info: Of `pocket.json`, what the runtime needs.
+        graph: ONNX; its tensors of eight bits are entropy-coded, all else is packed as it is.
+        tokenizer: `tokenizer.json`.
+    """
+    model, tensors = without_tensors(onnx.load(graph))
+    parts = {
+        "pocket.json": json.dumps(info, ensure_ascii=False, separators=(",", ":")).encode(),
+        "tokenizer.json": tokenizer.read_bytes(),
+        "model.onnx": model.SerializeToString(),
+    }
+    write_coded(path, parts, tensors)
+
+
+def without_tensors(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Take the large tensors of eight bits out of a graph, in place; what is left names them as external."""
+    tensors: dict[str, np.ndarray] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in KINDS and np.prod(tensor.dims) >= SMALLEST:
+            tensors[tensor.name] = numpy_helper.to_array(tensor)
+            for field in ("raw_data", "int32_data"):
+                tensor.ClearField(field)
+            tensor.raw_data = b""
+            external_data_helper.set_external_data(tensor, location="model.pocket")
+            tensor.ClearField("raw_data")
+    return model, tensors

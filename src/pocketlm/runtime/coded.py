@@ -1,0 +1,200 @@
+"""`model.pocket`: a whole pocket in one file to download, its weights entropy-coded.
+
+Layout, all numbers little-endian:
+
+    8 bytes             b"pocketlm"
+    u32                 length of the index
+    index               LZMA of JSON: {"format", "sha256" of the words, "parts": [{name, bytes, size}],
+                        "tensors": [{name, type, shape, first, counts, words}]}
+    parts               LZMA each: `pocket.json`, `tokenizer.json`, and `model.onnx` without its tensors
+    words               u32, those of every tensor after the other: an ANS stack (Duda 2013,
+                        https://arxiv.org/abs/1311.2540) of symbols `value - first` with the given counts
+
+The graph names its tensors as external data, so nothing of it is written anew to open it. A reader trusts no
+number in the file: lengths are checked against the file, and what comes out is bounded by its size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import constriction
+import numpy as np
+
+from pocketlm.errors import PocketError
+
+MAGIC = b"pocketlm"
+FORMAT = 1
+PARTS = ("pocket.json", "tokenizer.json", "model.onnx")
+TYPES = ("int8", "uint8")
+MOST_EXPANDED = 1000
+"""A file of n bytes holds at most so many times n bytes; all zeros could be anything."""
+MEND = "copy the file again, or make it again with: pocketlm shrink"
+
+_coder = cast(Any, constriction).stream
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What a file holds.
+
+    Args:
+        info: `pocket.json`.
+        tokenizer: `tokenizer.json`.
+        graph: ONNX, its large tensors named as external data.
+        tensors: Those, by name.
+    """
+
+    info: dict[str, Any]
+    tokenizer: bytes
+    graph: bytes
+    tensors: dict[str, np.ndarray]
+
+
+def encode(values: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """Entropy-code a tensor.
+
+    Args:
+        values: int8 or uint8, of any shape.
+
+    Returns:
+        Its entry of the index, without a name, and the words, u32.
+    """
+    first = int(values.min())
+    symbols = values.astype(np.int32).ravel() - first
+    counts = np.bincount(symbols)
+    coder = _coder.stack.AnsCoder()
+    coder.encode_reverse(symbols, _model(counts))
+    words = np.asarray(coder.get_compressed(), dtype="<u4")
+    entry = {
+        "type": str(values.dtype),
+        "shape": list(values.shape),
+        "first": first,
+        "counts": [int(count) for count in counts],
+        "words": len(words),
+    }
+    return entry, words
+
+
+def decode(entry: Mapping[str, Any], words: np.ndarray) -> np.ndarray:
+    """The inverse of `encode`.
+
+    Raises:
+        ValueError: the words are no such stack.
+    """
+    size = math.prod(entry["shape"])
+    symbols = _coder.stack.AnsCoder(words).decode(_model(np.asarray(entry["counts"])), size)
+    return (symbols + entry["first"]).astype(entry["type"]).reshape(entry["shape"])
+
+
+def _model(counts: np.ndarray) -> Any:
+    # A symbol that never occurs gets some probability all the same, and a model has two symbols or more.
+    chances = np.append(counts, 0).astype(np.float64)
+    return _coder.model.Categorical(chances / chances.sum(), perfect=False)
+
+
+def write_coded(path: Path, parts: Mapping[str, bytes], tensors: Mapping[str, np.ndarray]) -> None:
+    """Write the file.
+
+    Args:
+        path: Where.
+        parts: `PARTS` and their bytes.
+        tensors: int8 or uint8, by the names that the graph gives them as external data.
+    """
+    packed = {name: lzma.compress(parts[name], preset=9 | lzma.PRESET_EXTREME) for name in PARTS}
+    coded = {name: encode(values) for name, values in tensors.items()}
+    words = b"".join(part.tobytes() for _, part in coded.values())
+    index = {
+        "format": FORMAT,
+        "sha256": hashlib.sha256(words).hexdigest(),
+        "parts": [{"name": name, "bytes": len(packed[name]), "size": len(parts[name])} for name in PARTS],
+        "tensors": [{"name": name, **entry} for name, (entry, _) in coded.items()],
+    }
+    head = lzma.compress(json.dumps(index, separators=(",", ":")).encode())
+    path.write_bytes(b"".join([MAGIC, struct.pack("<I", len(head)), head, *packed.values(), words]))
+
+
+def read_coded(path: Path) -> Coded:
+    """Read the file and check that it is whole.
+
+    Raises:
+        PocketError: it cannot be read, is cut short or damaged, or comes from a newer pocketlm.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PocketError(f"cannot read {path}: {error.strerror}; {MEND}") from error
+    try:
+        return _parsed(content)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, lzma.LZMAError) as error:
+        raise PocketError(f"{path} is no pocket that this pocketlm can read: {error}; {MEND}") from error
+
+
+def _parsed(content: bytes) -> Coded:
+    if content[:8] != MAGIC or len(content) < 12:
+        raise ValueError("it does not begin as one")
+    most = MOST_EXPANDED * len(content)
+    place = 12 + struct.unpack("<I", content[8:12])[0]
+    index = json.loads(_unpacked(content, 12, place, most))
+    if index["format"] != FORMAT:
+        raise ValueError(f"it has format {index['format']!r}, and known is {FORMAT}; upgrade pocketlm")
+    parts: dict[str, bytes] = {}
+    for part in index["parts"]:
+        end = place + _count(part["bytes"])
+        parts[part["name"]] = _unpacked(content, place, end, min(most, _count(part["size"])))
+        place = end
+    if tuple(parts) != PARTS:
+        raise ValueError(f"it holds {list(parts)}, and needed are {list(PARTS)}")
+    entries: Sequence[Mapping[str, Any]] = index["tensors"]
+    if sum(_size(entry) for entry in entries) > most:
+        raise ValueError(f"its tensors would take more than {MOST_EXPANDED} times its size")
+    if hashlib.sha256(content[place:]).hexdigest() != index["sha256"]:
+        raise ValueError("its weights are not those that were written")
+    words = np.frombuffer(content[place:], dtype="<u4").astype(np.uint32)
+    tensors: dict[str, np.ndarray] = {}
+    for entry in entries:
+        if _count(entry["words"]) > len(words):
+            raise ValueError("it is cut short")
+        own, words = np.split(words, [entry["words"]])
+        tensors[str(entry["name"])] = decode(entry, own)
+    if len(words):
+        raise ValueError(f"{len(words)} words are left over")
+    info = json.loads(parts["pocket.json"])
+    if not isinstance(info, dict):
+        raise ValueError("its pocket.json is not an object")
+    return Coded(cast(dict[str, Any], info), parts["tokenizer.json"], parts["model.onnx"], tensors)
+
+
+def _unpacked(content: bytes, start: int, end: int, most: int) -> bytes:
+    if end > len(content):
+        raise ValueError("it is cut short")
+    unpacker = lzma.LZMADecompressor(format=lzma.FORMAT_XZ)
+    found = unpacker.decompress(content[start:end], max_length=most)
+    if not unpacker.eof:
+        raise ValueError(f"a part of it is longer than {most} bytes, or cut short")
+    return found
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.40} is not a count")
+    return value
+
+
+def _size(entry: Mapping[str, Any]) -> int:
+    """Numbers in a tensor, once its entry is sound."""
+    counts, shape = entry["counts"], entry["shape"]
+    if entry["type"] not in TYPES or not 0 < len(counts) <= 256 or not sum(map(_count, counts)):
+        raise ValueError(f"the tensor {entry['name']!r:.40} is none")
+    low = np.iinfo(entry["type"]).min
+    if type(entry["first"]) is not int or not low <= entry["first"] <= low + 256 - len(counts):
+        raise ValueError(f"the tensor {entry['name']!r:.40} begins at {entry['first']!r:.40}")
+    return math.prod(map(_count, shape))

@@ -1,0 +1,127 @@
+"""One file to download: what goes in comes out, and a damaged file is told, whatever is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pocketlm import load
+from pocketlm.errors import PocketError
+from pocketlm.export.code import code_pocket
+from pocketlm.runtime import coded
+from pocketlm.runtime.coded import decode, encode, read_coded, write_coded
+from tests.conftest import Made
+
+PARTS = {"pocket.json": b'{"name": "x"}', "tokenizer.json": b"{}", "model.onnx": b"graph"}
+
+
+@given(
+    hnp.arrays(st.sampled_from([np.int8, np.uint8]), hnp.array_shapes(min_dims=1, max_dims=3, max_side=20))
+)
+def test_a_tensor_comes_out_as_it_went_in(values: np.ndarray) -> None:
+    entry, words = encode(values)
+    found = decode(json.loads(json.dumps(entry)), words.astype(np.uint32))
+    assert found.dtype == values.dtype and np.array_equal(found, values)
+
+
+def test_few_values_take_few_bits() -> None:
+    chance = np.random.default_rng(0)
+    values = np.clip(np.round(chance.normal(size=100_000) / 0.354), -7, 7).astype(np.int8) * 9
+    _, words = encode(values)
+    shares = np.bincount(values // 9 + 7) / len(values)
+    entropy = -(shares[shares > 0] * np.log2(shares[shares > 0])).sum()
+    assert 32 * len(words) / len(values) == pytest.approx(entropy, rel=0.005)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("coded") / "model.pocket"
+    chance = np.random.default_rng(0)
+    tensors = {name: chance.integers(-9, 9, (30, 40), dtype=np.int8) for name in ("a", "b")}
+    write_coded(path, PARTS, tensors)
+    return path
+
+
+def test_all_parts_come_back(file: Path) -> None:
+    found = read_coded(file)
+    assert (found.info, found.tokenizer, found.graph) == ({"name": "x"}, b"{}", b"graph")
+    assert {name: tensor.shape for name, tensor in found.tensors.items()} == {"a": (30, 40), "b": (30, 40)}
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_a_damaged_file_is_told_and_never_believed(file: Path, data: st.DataObject) -> None:
+    content = bytearray(file.read_bytes())
+    for place in data.draw(st.sets(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
+        content[place] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.sampled_from([len(content), data.draw(st.integers(0, len(content)))]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda _: bytes(content[:cut]))
+        with pytest.raises(PocketError, match="is no pocket that this pocketlm can read"):
+            read_coded(file)
+
+
+def index_of(content: bytes) -> tuple[dict[str, Any], bytes]:
+    end = 12 + struct.unpack("<I", content[8:12])[0]
+    return json.loads(lzma.decompress(content[12:end])), content[end:]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda index: index.update(format=2), "format 2"),
+        (lambda index: index["tensors"][0].update(shape=[1 << 40]), "more than 1000 times its size"),
+        (lambda index: index["tensors"][0].update(shape=[-30, -40]), "-30 is not a count"),
+        (lambda index: index["tensors"][0].update(shape=[1.5]), "1.5 is not a count"),
+        (lambda index: index["tensors"][0].update(counts=[0, 0]), "the tensor 'a' is none"),
+        (lambda index: index["tensors"][0].update(counts=[]), "the tensor 'a' is none"),
+        (lambda index: index["tensors"][0].update(type="float64"), "the tensor 'a' is none"),
+        (lambda index: index["tensors"][0].update(first=120), "the tensor 'a' begins at 120"),
+        (lambda index: index["tensors"][1].update(words=10**9), "is no pocket"),
+        (lambda index: index["tensors"].pop(), "left over"),
+        (lambda index: index["parts"].pop(), "it holds ['pocket.json', 'tokenizer.json']"),
+        (lambda index: index["parts"][0].update(size=3), "longer than 3 bytes"),
+        (lambda index: index["parts"][0].update(bytes=10**9), "it is cut short"),
+        (lambda index: index.pop("sha256"), "'sha256'"),
+        (lambda index: index.update(tensors=None), "is no pocket"),
+    ],
+)
+def test_no_number_of_the_index_is_trusted(file: Path, tmp_path: Path, change: Any, told: str) -> None:
+    index, rest = index_of(file.read_bytes())
+    change(index)
+    head = lzma.compress(json.dumps(index).encode())
+    path = tmp_path / "model.pocket"
+    path.write_bytes(coded.MAGIC + struct.pack("<I", len(head)) + head + rest)
+    with pytest.raises(PocketError) as error:
+        read_coded(path)
+    assert told in str(error.value)
+
+
+def test_the_one_file_says_what_the_folder_says(made: Made, tmp_path: Path) -> None:
+    needed = {name: made.info[name] for name in ("format", "name", "task", "max_length")}
+    path = tmp_path / "model.pocket"
+    code_pocket(path, needed, made.pocket / "model.onnx", made.pocket / "tokenizer.json")
+    texts = ["a radiant film", "this dull story of the river", ""]
+    one, folder = load(path), load(made.pocket)
+    assert np.array_equal(one.logits(texts), folder.logits(texts))
+    assert one.predict(texts) == folder.predict(texts) and one.task == folder.task
+    sizes = [file.stat().st_size for file in (path, made.pocket / "model.onnx")]
+    assert sizes[0] < sizes[1]
+
+
+def test_what_is_no_file_of_ours_is_told(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(PocketError, match="it does not begin as one"):
+        load(made.pocket / "pocket.json")
+    shutil.copyfile(made.pocket / "model.onnx", tmp_path / "model.pocket")
+    with pytest.raises(PocketError, match="copy the file again"):
+        load(tmp_path / "model.pocket")
