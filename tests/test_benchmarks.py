@@ -88,6 +88,18 @@ def test_every_case_of_every_bench_has_a_recipe_that_resolves(bench, tmp_path: P
     assert len(seen) > 20
 
 
+def test_a_compressed_network_is_the_same_after_its_file(bench, tmp_path: Path) -> None:
+    compression = bench("deep_compression")
+    model, like = compression.lenet_5(0), compression.lenet_5(1)
+    with compression.sharing({"7.weight": (model[7], "weight"), "0.weight": (model[0], "weight")}, 4):
+        pass
+    with compression.sharing({name: (model[int(name[0])], "weight") for name in ("2.weight", "5.weight")}, 9):
+        pass
+    compression.write(tmp_path / "model.pocket", model)
+    again = compression.read(tmp_path / "model.pocket", like)
+    assert all(tensor.equal(again.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_pruned_decoder_becomes_a_line_of_the_schema(bench) -> None:
     found = {"perplexity": 40.0, "perplexity_before": 20.0, "sparsity": 0.5, "recipe_sha256": "0" * 64}
     lines = [

@@ -383,8 +383,9 @@ def test_an_unknown_recipe_is_told_the_names() -> None:
 def test_distillation_needs_the_teachers_outputs(name: str) -> None:
     without = [one for one in DEFAULT if one not in ("teacher_outputs", "distill")]
     names = [one for one in STAGES if one in without or one == name]
-    assert "tinybert, structured, distill, magnitude, movement, obd need teacher_outputs" in message(
-        {"stages": names}
+    assert (
+        "tinybert, structured, distill, magnitude, movement, obd, qat, share need teacher_outputs"
+        in message({"stages": names})
     )
 
 

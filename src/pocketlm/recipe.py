@@ -51,6 +51,7 @@ from pocketlm.prune.movement import Movement
 from pocketlm.prune.obd import OptimalBrainDamage
 from pocketlm.prune.structured import Structured
 from pocketlm.quantize.aware import QuantizationAware
+from pocketlm.quantize.deep_compression import ShareWeights
 from pocketlm.quantize.int8 import QuantizeInt8
 from pocketlm.stage import Stage
 
@@ -71,6 +72,7 @@ STAGES: dict[str, type] = {
     "movement": Movement,
     "obd": OptimalBrainDamage,
     "qat": QuantizationAware,
+    "share": ShareWeights,
     "export": Export,
     "int8": QuantizeInt8,
     "pack": Pack,
@@ -79,9 +81,20 @@ STAGES: dict[str, type] = {
 }
 OPTIONAL = (
     *("augment", "assistant", "subwords", "tinybert_general", "relations"),
-    *("teacher_outputs", "tinybert", "structured", "distill", "magnitude", "movement", "obd", "qat", "int8"),
+    *(
+        "teacher_outputs",
+        "tinybert",
+        "structured",
+        "distill",
+        "magnitude",
+        "movement",
+        "obd",
+        "qat",
+        "share",
+        "int8",
+    ),
 )
-NEEDS_TEACHER_OUTPUTS = ("tinybert", "structured", "distill", "magnitude", "movement", "obd", "qat")
+NEEDS_TEACHER_OUTPUTS = ("tinybert", "structured", "distill", "magnitude", "movement", "obd", "qat", "share")
 KEYS = ("teacher", "revision", "start", "data", "seed", "stages", "set")
 # What other verbs than `shrink` run, see `pocketlm.tickets` and `pocketlm.pruning`.
 STUDIES: dict[str, type] = {

@@ -34,6 +34,14 @@ def test_a_tensor_comes_out_as_it_went_in(values: np.ndarray) -> None:
     assert found.dtype == values.dtype and np.array_equal(found, values)
 
 
+@given(hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(width=32, allow_nan=False)))
+def test_so_does_one_of_few_numbers(values: np.ndarray) -> None:
+    entry, words = encode(values)
+    assert np.array_equal(decode(json.loads(json.dumps(entry)), words.astype(np.uint32)), values)
+    with pytest.raises(ValueError, match="300 values are too many"):
+        encode(np.arange(300, dtype=np.float32))
+
+
 def test_few_values_take_few_bits() -> None:
     chance = np.random.default_rng(0)
     values = np.clip(np.round(chance.normal(size=100_000) / 0.354), -7, 7).astype(np.int8) * 9
@@ -80,7 +88,7 @@ def index_of(content: bytes) -> tuple[dict[str, Any], bytes]:
     ("change", "told"),
     [
         (lambda index: index.update(format=2), "format 2"),
-        (lambda index: index["tensors"][0].update(shape=[1 << 40]), "more than 1000 times its size"),
+        (lambda index: index["tensors"][0].update(shape=[1 << 40]), "more than 64 times its size"),
         (lambda index: index["tensors"][0].update(shape=[-30, -40]), "-30 is not a count"),
         (lambda index: index["tensors"][0].update(shape=[1.5]), "1.5 is not a count"),
         (lambda index: index["tensors"][0].update(counts=[0, 0]), "the tensor 'a' is none"),
@@ -89,7 +97,10 @@ def index_of(content: bytes) -> tuple[dict[str, Any], bytes]:
         (lambda index: index["tensors"][0].update(first=120), "the tensor 'a' begins at 120"),
         (lambda index: index["tensors"][1].update(words=10**9), "is no pocket"),
         (lambda index: index["tensors"].pop(), "left over"),
-        (lambda index: index["parts"].pop(), "it holds ['pocket.json', 'tokenizer.json']"),
+        (lambda index: index["parts"].pop(), "its weights are not those that were written"),
+        (lambda index: index["parts"][1].update(name="other"), "holds no pocket: 'tokenizer.json'"),
+        (lambda index: index["tensors"][0].update(type="float32", values=[1.0]), "as many values as counts"),
+        (lambda index: index["tensors"][0].update(type="float32"), "'values'"),
         (lambda index: index["parts"][0].update(size=3), "longer than 3 bytes"),
         (lambda index: index["parts"][0].update(bytes=10**9), "it is cut short"),
         (lambda index: index.pop("sha256"), "'sha256'"),

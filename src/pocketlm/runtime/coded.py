@@ -5,8 +5,10 @@ Layout, all numbers little-endian:
     8 bytes             b"pocketlm"
     u32                 length of the index
     index               LZMA of JSON: {"format", "sha256" of the words, "parts": [{name, bytes, size}],
-                        "tensors": [{name, type, shape, first, counts, words}]}
-    parts               LZMA each: `pocket.json`, `tokenizer.json`, and `model.onnx` without its tensors
+                        "tensors": [{name, type, shape, first, counts, words}]}; of float32 with few values,
+                        `values` instead of `first`
+    parts               LZMA each; of a pocket `pocket.json`, `tokenizer.json`, and `model.onnx` without its
+                        tensors
     words               u32, those of every tensor after the other: an ANS stack (Duda 2013,
                         https://arxiv.org/abs/1311.2540) of symbols `value - first` with the given counts
 
@@ -34,9 +36,10 @@ from pocketlm.errors import PocketError
 MAGIC = b"pocketlm"
 FORMAT = 1
 PARTS = ("pocket.json", "tokenizer.json", "model.onnx")
-TYPES = ("int8", "uint8")
-MOST_EXPANDED = 1000
-"""A file of n bytes holds at most so many times n bytes; all zeros could be anything."""
+TYPES = ("int8", "uint8", "float32")
+MOST_VALUES = 256
+MOST_EXPANDED = 64
+"""A file of n bytes holds at most so many times n numbers: a tensor of zeros alone could be of any size."""
 MEND = "copy the file again, or make it again with: pocketlm shrink"
 
 _coder = cast(Any, constriction).stream
@@ -44,7 +47,7 @@ _coder = cast(Any, constriction).stream
 
 @dataclass(frozen=True)
 class Coded:
-    """What a file holds.
+    """What the file of a pocket holds.
 
     Args:
         info: `pocket.json`.
@@ -63,13 +66,23 @@ def encode(values: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     """Entropy-code a tensor.
 
     Args:
-        values: int8 or uint8, of any shape.
+        values: int8 or uint8, or float32 of at most 256 values; of any shape, and not empty.
 
     Returns:
         Its entry of the index, without a name, and the words, u32.
+
+    Raises:
+        ValueError: it has too many values.
     """
-    first = int(values.min())
-    symbols = values.astype(np.int32).ravel() - first
+    own: dict[str, Any]
+    if values.dtype == np.float32:
+        table, symbols = np.unique(values, return_inverse=True)
+        if len(table) > MOST_VALUES:
+            raise ValueError(f"{len(table)} values are too many; allowed: {MOST_VALUES}")
+        own, symbols = {"values": table.tolist()}, symbols.astype(np.int32).ravel()
+    else:
+        own = {"first": int(values.min())}
+        symbols = values.astype(np.int32).ravel() - own["first"]
     counts = np.bincount(symbols)
     coder = _coder.stack.AnsCoder()
     coder.encode_reverse(symbols, _model(counts))
@@ -77,7 +90,7 @@ def encode(values: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     entry = {
         "type": str(values.dtype),
         "shape": list(values.shape),
-        "first": first,
+        **own,
         "counts": [int(count) for count in counts],
         "words": len(words),
     }
@@ -92,6 +105,8 @@ def decode(entry: Mapping[str, Any], words: np.ndarray) -> np.ndarray:
     """
     size = math.prod(entry["shape"])
     symbols = _coder.stack.AnsCoder(words).decode(_model(np.asarray(entry["counts"])), size)
+    if "values" in entry:
+        return np.asarray(entry["values"], dtype=np.float32)[symbols].reshape(entry["shape"])
     return (symbols + entry["first"]).astype(entry["type"]).reshape(entry["shape"])
 
 
@@ -106,16 +121,19 @@ def write_coded(path: Path, parts: Mapping[str, bytes], tensors: Mapping[str, np
 
     Args:
         path: Where.
-        parts: `PARTS` and their bytes.
-        tensors: int8 or uint8, by the names that the graph gives them as external data.
+        parts: Bytes by name; of a pocket, `PARTS`.
+        tensors: See `encode`; of a pocket, by the names that the graph gives them as external data.
     """
-    packed = {name: lzma.compress(parts[name], preset=9 | lzma.PRESET_EXTREME) for name in PARTS}
+    preset = 9 | lzma.PRESET_EXTREME
+    packed = {name: lzma.compress(part, preset=preset) for name, part in parts.items()}
     coded = {name: encode(values) for name, values in tensors.items()}
     words = b"".join(part.tobytes() for _, part in coded.values())
     index = {
         "format": FORMAT,
         "sha256": hashlib.sha256(words).hexdigest(),
-        "parts": [{"name": name, "bytes": len(packed[name]), "size": len(parts[name])} for name in PARTS],
+        "parts": [
+            {"name": name, "bytes": len(packed[name]), "size": len(part)} for name, part in parts.items()
+        ],
         "tensors": [{"name": name, **entry} for name, (entry, _) in coded.items()],
     }
     head = lzma.compress(json.dumps(index, separators=(",", ":")).encode())
@@ -123,10 +141,27 @@ def write_coded(path: Path, parts: Mapping[str, bytes], tensors: Mapping[str, np
 
 
 def read_coded(path: Path) -> Coded:
-    """Read the file and check that it is whole.
+    """Read the file of a pocket and check that it is whole.
 
     Raises:
         PocketError: it cannot be read, is cut short or damaged, or comes from a newer pocketlm.
+    """
+    parts, tensors = read_parts(path)
+    try:
+        info = json.loads(parts["pocket.json"])
+        found = Coded(info, parts["tokenizer.json"], parts["model.onnx"], tensors)
+    except (ValueError, KeyError, RecursionError) as error:
+        raise PocketError(f"{path} holds no pocket: {error}; {MEND}") from error
+    if not isinstance(info, dict):
+        raise PocketError(f"{path} holds no pocket: its pocket.json is not an object; {MEND}")
+    return found
+
+
+def read_parts(path: Path) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
+    """The parts and the tensors of any file that `write_coded` wrote.
+
+    Raises:
+        PocketError: see `read_coded`.
     """
     try:
         content = path.read_bytes()
@@ -134,11 +169,19 @@ def read_coded(path: Path) -> Coded:
         raise PocketError(f"cannot read {path}: {error.strerror}; {MEND}") from error
     try:
         return _parsed(content)
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, lzma.LZMAError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+        lzma.LZMAError,
+    ) as error:
         raise PocketError(f"{path} is no pocket that this pocketlm can read: {error}; {MEND}") from error
 
 
-def _parsed(content: bytes) -> Coded:
+def _parsed(content: bytes) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
     if content[:8] != MAGIC or len(content) < 12:
         raise ValueError("it does not begin as one")
     most = MOST_EXPANDED * len(content)
@@ -151,8 +194,6 @@ def _parsed(content: bytes) -> Coded:
         end = place + _count(part["bytes"])
         parts[part["name"]] = _unpacked(content, place, end, min(most, _count(part["size"])))
         place = end
-    if tuple(parts) != PARTS:
-        raise ValueError(f"it holds {list(parts)}, and needed are {list(PARTS)}")
     entries: Sequence[Mapping[str, Any]] = index["tensors"]
     if sum(_size(entry) for entry in entries) > most:
         raise ValueError(f"its tensors would take more than {MOST_EXPANDED} times its size")
@@ -167,10 +208,7 @@ def _parsed(content: bytes) -> Coded:
         tensors[str(entry["name"])] = decode(entry, own)
     if len(words):
         raise ValueError(f"{len(words)} words are left over")
-    info = json.loads(parts["pocket.json"])
-    if not isinstance(info, dict):
-        raise ValueError("its pocket.json is not an object")
-    return Coded(cast(dict[str, Any], info), parts["tokenizer.json"], parts["model.onnx"], tensors)
+    return parts, tensors
 
 
 def _unpacked(content: bytes, start: int, end: int, most: int) -> bytes:
@@ -192,8 +230,12 @@ def _count(value: Any) -> int:
 def _size(entry: Mapping[str, Any]) -> int:
     """Numbers in a tensor, once its entry is sound."""
     counts, shape = entry["counts"], entry["shape"]
-    if entry["type"] not in TYPES or not 0 < len(counts) <= 256 or not sum(map(_count, counts)):
+    if entry["type"] not in TYPES or not 0 < len(counts) <= MOST_VALUES or not sum(map(_count, counts)):
         raise ValueError(f"the tensor {entry['name']!r:.40} is none")
+    if entry["type"] == "float32":
+        if len(np.asarray(entry["values"], dtype=np.float32)) != len(counts):
+            raise ValueError(f"the tensor {entry['name']!r:.40} has not as many values as counts")
+        return math.prod(map(_count, shape))
     low = np.iinfo(entry["type"]).min
     if type(entry["first"]) is not int or not low <= entry["first"] <= low + 256 - len(counts):
         raise ValueError(f"the tensor {entry['name']!r:.40} begins at {entry['first']!r:.40}")
