@@ -15,10 +15,12 @@ from pocketlm.measure.ledger import (
     Cost,
     bill,
     curves,
+    in_float,
     ledger,
     slower,
     spent,
     total,
+    unpacked,
     verdicts,
 )
 from pocketlm.recipe import STAGES
@@ -192,3 +194,12 @@ def test_the_verdicts_of_the_tiny_pocket_are_in_its_report(made: Made) -> None:
     assert len([told for told in info["ledger"]["verdicts"] if "as good" in told]) == len(beaten)
     page = (made.pocket / "report.html").read_text(encoding="utf-8")
     assert all(told.split(":")[0] in page for told in info["ledger"]["verdicts"])
+
+
+def test_what_stays_in_float_and_what_ships_packed_are_told() -> None:
+    assert in_float({}) == in_float({"quantization": {"bits": 8, "floats": []}}) == unpacked({}) == []
+    kept = {"floats": ["head", "map_3"], "score": 0.91, "score_float": 0.92}
+    (told,) = in_float({"quantization": kept})
+    assert "2 products compute in float32: head, map_3 (0.9100, all in float32 0.9200)" in told
+    (told,) = unpacked({"size_bytes": 1_500_000, "unpacked_bytes": 4_250_000})
+    assert "model.pocket of 1.50 MB" in told and "4.25 MB unpacked" in told

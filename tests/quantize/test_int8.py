@@ -168,7 +168,7 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, Path]:
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory, floats: tuple[Classifier, Path]) -> Path:
-    return stage(tmp_path_factory.mktemp("int8"), floats[1], QuantizeInt8()).parts["onnx"]
+    return stage(tmp_path_factory.mktemp("int8"), floats[1], QuantizeInt8(tolerance=None)).parts["onnx"]
 
 
 def stage(folder: Path, path: Path, quantize: QuantizeInt8) -> Artifact:
@@ -243,7 +243,7 @@ def test_the_stage_tells_what_it_did(tmp_path: Path, floats: tuple[Classifier, P
         for embeddings in (True, False):
             folder = tmp_path / f"{matmuls}-{embeddings}"
             folder.mkdir()
-            done = stage(folder, path, QuantizeInt8(matmuls=matmuls, embeddings=embeddings))
+            done = stage(folder, path, QuantizeInt8(matmuls, embeddings, tolerance=None))
             # Words, positions and segments are tables; with 2 segments of 256 only the first two are large.
             tables = 2 if embeddings else 0
             assert done.figures["quantization"] == {"bits": 8, "matmuls": matmuls, "embedding_tables": tables}

@@ -39,7 +39,10 @@ class Pack:
     coded: bool = False
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
-        """Adds the part `pocket` and the figure `size_bytes` of what the device needs."""
+        """Adds the part `pocket` and the figure `size_bytes` of what the device needs.
+
+        Where that is one file, also `unpacked_bytes`, of graph and tokenizer by themselves.
+        """
         student, folder = artifact.parts["student"], context.folder / "pocket"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -65,7 +68,9 @@ class Pack:
             "files": described_files(folder),
         }
         write_json(folder / "pocket.json", info)
-        return artifact.with_part("pocket", folder).with_figures(size_bytes=shipped_bytes(folder))
+        plain = sum((folder / name).stat().st_size for name in RUNTIME_FILES)
+        figures = {"size_bytes": shipped_bytes(folder), **({"unpacked_bytes": plain} if self.coded else {})}
+        return artifact.with_part("pocket", folder).with_figures(**figures)
 
 
 def described_files(folder: Path) -> dict[str, dict[str, str | int]]:

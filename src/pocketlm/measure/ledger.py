@@ -35,7 +35,7 @@ TEACHER_STAGES = ("finetune",)
 POCKET_STAGES = (
     *("augment", "assistant", "student", "subwords", "tinybert_general", "relations"),
     *("teacher_outputs", "tinybert", "structured", "distill", "magnitude", "movement", "obd"),
-    *("export", "int8", "pack"),
+    *("qat", "share", "export", "int8", "pack"),
 )
 
 
@@ -77,6 +77,8 @@ def ledger(figures: Mapping[str, Any], costs: Sequence[Cost], seed: int) -> dict
             *verdicts(pocket, controls, measured["ratios"]),
             *([told(measured["zeros"], pocket["ram_bytes"])] if "zeros" in measured else []),
             *not_in_train(figures),
+            *in_float(figures),
+            *unpacked(figures),
         ],
         "zeros": measured.get("zeros"),
         "seed": seed,
@@ -181,6 +183,27 @@ def not_in_train(figures: Mapping[str, Any]) -> list[str]:
     return [
         f"Of the test split, {intents} intents and {tags} tags do not occur in train; "
         "they count as wrong for every model here."
+    ]
+
+
+def in_float(figures: Mapping[str, Any]) -> list[str]:
+    """Said where accuracy control took products back from 8 bits."""
+    found: Mapping[str, Any] = figures.get("quantization", {})
+    if not found.get("floats"):
+        return []
+    return [
+        f"8 bits would have cost too much on valid, so {len(found['floats'])} products compute in float32: "
+        f"{', '.join(found['floats'])} ({found['score']:.4f}, all in float32 {found['score_float']:.4f})."
+    ]
+
+
+def unpacked(figures: Mapping[str, Any]) -> list[str]:
+    """Said where what ships is not what runs."""
+    if "unpacked_bytes" not in figures:
+        return []
+    return [
+        f"Ships as model.pocket of {figures['size_bytes'] / 1e6:.2f} MB; graph and tokenizer take "
+        f"{figures['unpacked_bytes'] / 1e6:.2f} MB unpacked, in memory as for other runtimes."
     ]
 
 

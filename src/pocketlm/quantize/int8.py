@@ -15,7 +15,8 @@ import errno
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,8 @@ from onnxruntime.quantization import (
 )
 
 from pocketlm.artifact import Artifact
+from pocketlm.errors import RecipeError
+from pocketlm.quantize.control import Judge, Make, backed_off, products_of
 from pocketlm.stage import Context
 
 SMALLEST_TABLE = 1024
@@ -40,39 +43,67 @@ class QuantizeInt8:
     Args:
         matmuls: Quantize the weights of matrix products; they compute in integers.
         embeddings: Quantize embedding tables; they compute in float32 after the look-up.
+        tolerance: What may be lost of the metric on valid, such as 0.005; the products that 8 bits hurt most
+            stay in float32 until no more is lost. None does not look.
     """
 
     matmuls: bool = True
     embeddings: bool = True
+    tolerance: float | None = 0.005
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and self.tolerance < 0:
+            raise RecipeError(f"tolerance={self.tolerance} is out of range; allowed: 0 or more, or null")
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
-        """Replaces the part `onnx`; adds the figure `quantization`."""
-        path = context.folder / "model.onnx"
-        tables = quantize(artifact.parts["onnx"], path, self.matmuls, self.embeddings)
+        """Replaces the part `onnx`; adds the figure `quantization`.
+
+        With a tolerance, it has the scores on valid and the products that were kept in float32.
+        """
+        path, source = context.folder / "model.onnx", artifact.parts["onnx"]
+        found: dict[str, Any] = {}
+        if self.matmuls and self.tolerance is not None:
+            source = context.folder / "named.onnx"
+            model = onnx.load(artifact.parts["onnx"])
+            products = products_of(model)
+            onnx.save(model, source)
+            found = asdict(
+                backed_off(source, path, self._make(source), products, Judge(artifact), self.tolerance)
+            )
+            source.unlink()
+        else:
+            self._make(source)(path, ())
+        tables = sum(tensor.name.endswith("_codes") for tensor in onnx.load(path).graph.initializer)
         return artifact.with_part("onnx", path).with_figures(
-            quantization={"bits": 8, "matmuls": self.matmuls, "embedding_tables": tables}
+            quantization={"bits": 8, "matmuls": self.matmuls, "embedding_tables": tables, **found}
         )
 
+    def _make(self, source: Path) -> Make:
+        return lambda path, floats: quantize(source, path, self.matmuls, self.embeddings, floats)
 
-def quantize(source: Path, target: Path, matmuls: bool = True, embeddings: bool = True) -> int:
-    """Write a graph with weights of eight bits; returns how many embedding tables it has.
+
+def quantize(
+    source: Path, target: Path, matmuls: bool = True, embeddings: bool = True, floats: Sequence[str] = ()
+) -> None:
+    """Write a graph with weights of eight bits.
 
     Args:
         source: The graph in float32.
         target: Where the other goes, in a folder that can be written.
         matmuls: See `QuantizeInt8`, as the next.
         embeddings: See there.
+        floats: Nodes that stay in float32, by name.
     """
     model = onnx.load(source)
-    tables = quantize_embeddings(model) if embeddings else 0
+    if embeddings:
+        quantize_embeddings(model)
     if matmuls:
         staged = target.parent / "embeddings.onnx"
         onnx.save(model, staged)
-        quantize_matmuls(staged, target)
+        quantize_matmuls(staged, target, floats)
         staged.unlink()
     else:
         onnx.save(model, target)
-    return tables
 
 
 def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,8 +166,14 @@ def _tables(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return found
 
 
-def quantize_matmuls(source: Path, target: Path) -> None:
-    """Dynamic 8-bit matrix products, one scale an output channel, 7 bits used (see the module)."""
+def quantize_matmuls(source: Path, target: Path, floats: Sequence[str] = ()) -> None:
+    """Dynamic 8-bit matrix products, one scale an output channel, 7 bits used (see the module).
+
+    Args:
+        source: The graph in float32.
+        target: Where the other goes.
+        floats: Nodes that stay as they are, by name.
+    """
     # On the way onnx writes the graph once more, without looking whether the disk takes all of it.
     if shutil.disk_usage(target.parent).free < 2 * source.stat().st_size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
@@ -147,6 +184,8 @@ def quantize_matmuls(source: Path, target: Path) -> None:
             cast(Any, source),
             cast(Any, target),
             op_types_to_quantize=["MatMul", "Gemm"],
+            # A Gemm becomes a MatMul of this name before.
+            nodes_to_exclude=[*floats, *(f"{name}_MatMul" for name in floats)],
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=True,

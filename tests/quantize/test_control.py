@@ -1,0 +1,120 @@
+"""Accuracy control: what 8 bits hurt is found, named and taken back, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from pocketlm.artifact import Artifact
+from pocketlm.errors import RecipeError
+from pocketlm.export.onnx import export
+from pocketlm.models.load import Classifier
+from pocketlm.quantize.control import Judge, backed_off, products_of
+from pocketlm.quantize.int8 import QuantizeInt8, quantize
+from pocketlm.stage import Context
+from pocketlm.supervised import valid_score
+from tests.tiny_models import MAX_LENGTH, SINGLE, classifier, prepared
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, Artifact]:
+    folder = tmp_path_factory.mktemp("student")
+    made = classifier(layers=1)
+    made.save(folder / "student")
+    export(made, folder / "model.onnx")
+    artifact = prepared(folder, SINGLE, train=24, valid=60).with_figures(max_length=MAX_LENGTH)
+    return made, artifact.with_part("student", folder / "student").with_part("onnx", folder / "model.onnx")
+
+
+def test_a_graph_is_judged_as_its_model_is(student: tuple[Classifier, Artifact]) -> None:
+    from pocketlm.data.examples import load_split
+
+    made, artifact = student
+    valid = load_split(artifact.parts["data"], "valid")
+    found = Judge(artifact).score(artifact.parts["onnx"])
+    assert found == pytest.approx(valid_score(made, made.encode(valid.texts), valid))
+
+
+class OneHurts(Judge):
+    """A judge in whose eyes one product must not be quantized."""
+
+    def score(self, graph: Path) -> float:
+        return 0.5 if self.is_hurt(graph) else 0.9
+
+    def logits(self, graph: Path, most: int | None = None) -> Any:
+        return np.array([1.0 if self.is_hurt(graph) else 0.0])
+
+    def is_hurt(self, graph: Path) -> bool:
+        left = {node.name for node in onnx.load(graph).graph.node}
+        return not left & {"hurt", "hurt_MatMul"}
+
+
+@pytest.fixture
+def named(student: tuple[Classifier, Artifact], tmp_path: Path) -> tuple[Path, list[str]]:
+    model = onnx.load(student[1].parts["onnx"])
+    products = products_of(model)
+    for node in model.graph.node:
+        if node.name == products[-2]:
+            node.name = "hurt"
+    products[-2] = "hurt"
+    onnx.save(model, tmp_path / "named.onnx")
+    return tmp_path / "named.onnx", products
+
+
+def test_the_product_that_hurts_goes_back_alone(
+    student: tuple[Classifier, Artifact], named: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    source, products = named
+    assert len(set(products)) == len(products) == 7
+
+    def make(path: Path, floats: Sequence[str]) -> None:
+        quantize(source, path, floats=floats)
+
+    target = tmp_path / "model.onnx"
+    found = backed_off(source, target, make, products, OneHurts(student[1]), 0.1)
+    assert (found.floats, found.score, found.score_float) == (["hurt"], 0.9, 0.9)
+    kinds = [node.op_type for node in onnx.load(target).graph.node]
+    assert kinds.count("MatMulInteger") == 6
+    generous = backed_off(source, target, make, products, OneHurts(student[1]), 0.4)
+    assert (generous.floats, generous.score) == ([], 0.5)
+
+
+def test_the_stage_tells_both_scores_and_what_it_kept(
+    student: tuple[Classifier, Artifact], tmp_path: Path
+) -> None:
+    _, artifact = student
+    done = QuantizeInt8(tolerance=1.0)(artifact, Context(tmp_path, tmp_path))
+    told = done.figures["quantization"]
+    assert told["floats"] == [] and told["score_float"] == Judge(artifact).score(artifact.parts["onnx"])
+    assert told["score"] == Judge(artifact).score(done.parts["onnx"])
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    with pytest.raises(RecipeError, match=r"tolerance=-0\.1 is out of range"):
+        QuantizeInt8(tolerance=-0.1)
+
+
+def test_a_loss_that_no_product_causes_leaves_all_of_them_in_float(
+    student: tuple[Classifier, Artifact], tmp_path: Path
+) -> None:
+    _, artifact = student
+
+    class NeverContent(Judge):
+        def score(self, graph: Path) -> float:
+            return 0.9 if graph.name == "model.onnx" and "named" in str(graph) else 0.1
+
+    model = onnx.load(artifact.parts["onnx"])
+    products = products_of(model)
+    source = tmp_path / "named" / "model.onnx"
+    source.parent.mkdir()
+    onnx.save(model, source)
+    found = backed_off(
+        source, tmp_path / "out.onnx", lambda path, floats: quantize(source, path, floats=floats), products,
+        NeverContent(artifact), 0.01,
+    )  # fmt: skip
+    assert sorted(found.floats) == sorted(products)
+    kinds = {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
+    assert "MatMulInteger" not in kinds and "MatMul" in kinds
