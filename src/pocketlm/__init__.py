@@ -5,8 +5,8 @@
     pocket = pocketlm.load("pockets/reviews")
     pocket.predict(["a quiet triumph"])
 
-The verbs (`shrink`, `distill_student`, `prune_student`, `prune_decoder`, `tickets`, `bench`) need the
-workshop: pip install 'pocketlm[compress]'.
+The verbs (`shrink`, `distill_student`, `prune_student`, `prune_decoder`, `tickets`, `bench`, `push`) need
+the workshop: pip install 'pocketlm[compress]'.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pocketlm.errors import MissingExtraError
 if TYPE_CHECKING:
     from pocketlm.bench import bench
     from pocketlm.pruning import prune_decoder, prune_student
+    from pocketlm.push import push
     from pocketlm.runtime.pocket import Pocket, Prediction, load
     from pocketlm.shrink import distill_student, shrink
     from pocketlm.tickets import tickets
@@ -33,6 +34,7 @@ __all__ = [
     "load",
     "prune_decoder",
     "prune_student",
+    "push",
     "shrink",
     "tickets",
 ]
@@ -46,6 +48,7 @@ _HOMES = {
     "distill_student": "pocketlm.shrink",
     "prune_decoder": "pocketlm.pruning",
     "prune_student": "pocketlm.pruning",
+    "push": "pocketlm.push",
     "shrink": "pocketlm.shrink",
     "tickets": "pocketlm.tickets",
 }

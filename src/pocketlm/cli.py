@@ -415,6 +415,19 @@ def bench(
         console.print(verdict, style="yellow", markup=False)
 
 
+@app.command()
+def push(
+    pocket: Annotated[Path, typer.Argument(help="A pocket's folder.")],
+    repo: Annotated[str, typer.Argument(help="ORG/NAME on the Hub; made where it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private, where it is made.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch; default: main.")] = None,
+) -> None:
+    """Upload a pocket to the Hub, with its model card."""
+    from pocketlm import push as run_push
+
+    print(run_push(pocket, repo, private=private, revision=revision))
+
+
 @recipe_app.command()
 def show(
     source: Annotated[

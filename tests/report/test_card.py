@@ -37,6 +37,21 @@ def test_the_card_has_the_measured_figures(full: dict[str, Any]) -> None:
     assert "82.2" in text and "97.8" in text
 
 
+def test_the_hub_reads_the_figures_too(full: dict[str, Any]) -> None:
+    row = next(row for row in full["ledger"]["rows"] if row["kind"] == "pocket")
+    (index,) = front_matter(card(full))["model-index"]
+    (result,) = index["results"]
+    assert index["name"] == full["name"] and result["task"] == {"type": "text-classification"}
+    assert {"type": full["ledger"]["metric"], "value": round(row["score"], 4)} in result["metrics"]
+    assert result["dataset"]["split"] == "test"
+
+
+def test_what_ships_in_one_file_is_told(full: dict[str, Any]) -> None:
+    assert "A device needs `model.onnx`" in card(full)
+    full["files"] = {"model.pocket": {}}
+    assert "`model.pocket` is all that a device needs" in card(full)
+
+
 def test_rows_that_the_training_has_seen_are_told(full: dict[str, Any]) -> None:
     full["data"].update(rows={"train": 100, "valid": 10, "test": 40}, overlap={"valid": 0, "test": 0})
     assert "trained on 100 rows and measured on 40 that it never saw." in card(full)
@@ -60,7 +75,12 @@ def test_the_code_is_python_and_fits_the_task(pair: bool, full: dict[str, Any]) 
 def test_the_card_of_a_pocket_shows_its_own_figures(made: Made) -> None:
     text = (made.pocket / "README.md").read_text(encoding="utf-8")
     assert text == card(made.info)
-    assert front_matter(text) == {
+    found = front_matter(text)
+    (index,) = found.pop("model-index")
+    metrics = {metric["type"]: metric["value"] for metric in index["results"][0]["metrics"]}
+    row = next(row for row in made.info["ledger"]["rows"] if row["kind"] == "pocket")
+    assert metrics[made.info["ledger"]["metric"]] == round(row["score"], 4)
+    assert found == {
         "license": "mit",
         "library_name": "pocketlm",
         "pipeline_tag": "text-classification",

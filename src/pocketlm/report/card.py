@@ -29,6 +29,7 @@ def card(pocket: Mapping[str, Any]) -> str:
         "library_name: pocketlm",
         f"pipeline_tag: {PIPELINES.get(pocket['task']['kind'], 'text-classification')}",
         f"base_model: {json.dumps(teacher['name'])}",
+        f"model-index: {json.dumps([_index(pocket)], ensure_ascii=False)}",
         "---",
         "",
         f"# {pocket['name']}",
@@ -45,15 +46,36 @@ def card(pocket: Mapping[str, Any]) -> str:
         f"pocket.predict([{_example(pocket['task'])}])",
         "```",
         "",
-        "A device needs `model.onnx` and `tokenizer.json`. `model.safetensors` is the same model before",
-        "quantization, for transformers. `report.html` says how every figure was measured, `pocket.json`",
-        "holds them all, with the recipe that makes this pocket again.",
+        *(
+            [
+                "`model.pocket` is all that a device needs, in one file that pocketlm opens; other runtimes",
+                "take `model.onnx` and `tokenizer.json`.",
+            ]
+            if "model.pocket" in section(pocket, "files")
+            else ["A device needs `model.onnx` and `tokenizer.json`."]
+        ),
+        "`model.safetensors` is the same model before quantization, for transformers. `report.html` says",
+        "how every figure was measured, `pocket.json` holds them all, with the recipe that makes this pocket",
+        "again.",
         "",
         f"The licence is the teacher's ({teacher['licence'] or 'not stated'}); "
         "the data may have terms of their own.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _index(pocket: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures on test as the Hub's metadata has them, in the metric's own unit."""
+    ledger, kind = pocket["ledger"], pocket["task"]["kind"]
+    row = next(row for row in ledger["rows"] if row["kind"] == "pocket")
+    metrics = {ledger["metric"]: row["score"], **section(row, "other_metrics")}
+    result = {
+        "task": {"type": PIPELINES.get(kind, "text-classification")},
+        "dataset": {"name": pocket["name"], "type": pocket["name"], "split": "test"},
+        "metrics": [{"type": name, "value": round(value, 4)} for name, value in metrics.items()],
+    }
+    return {"name": pocket["name"], "results": [result]}
 
 
 def _example(task: Mapping[str, Any]) -> str:

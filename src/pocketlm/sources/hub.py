@@ -59,7 +59,7 @@ def resolve_hub(repo: str, kind: Kind, revision: str | None) -> Resolved:
             files = [file.rfilename for file in ask(repo, revision=revision, timeout=30).siblings or []]
         except (HTTPError, OSError, ValueError) as error:
             _raise_if_refused(error, repo, repo_type, revision)
-            missed = f"{type(error).__name__}: {_first_line(error)}"
+            missed = f"{type(error).__name__}: {first_line(error)}"
     if files is not None and kind != "data":
         check_weights_listed(repo, files)
     elif files is not None and not any(matches(file, DATA_FILES) for file in files):
@@ -83,7 +83,7 @@ def resolve_hub(repo: str, kind: Kind, revision: str | None) -> Resolved:
             _raise_if_refused(found, repo, repo_type, revision)
         if files is not None:
             raise SourceError(
-                f"fetching {repo} from the Hub broke off ({_first_line(cause)}); try again"
+                f"fetching {repo} from the Hub broke off ({first_line(cause)}); try again"
             ) from error
         at = f" at {endpoint}" if endpoint else ""
         wanted = f"the {repo_type} at {revision}" if revision else f"the {repo_type}"
@@ -128,5 +128,6 @@ def _raise_if_refused(error: Exception, repo: str, repo_type: str, revision: str
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
     return (str(error).strip() or "no reason given").splitlines()[0]
