@@ -34,7 +34,11 @@ def push(pocket: Path, repo: str, *, private: bool = False, revision: str | None
     """
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+        )
     except ModuleNotFoundError as error:
         if error.name != "huggingface_hub":
             raise
