@@ -63,6 +63,10 @@ def load_decoder(path: Path) -> Decoder:
             f"{path} holds no causal language model that transformers can read ({error}); give a folder "
             "with config.json and safetensors, or a file in GGUF"
         ) from error
+    if path.is_file():  # the weights are plain by now, but transformers would not save them
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
     return Decoder(model.eval(), tokenizer.backend_tokenizer)
 
 
