@@ -28,7 +28,7 @@ from pocketlm.models.families import encoder_layers, layers_of
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.models.uneven import cut_layers
 from pocketlm.quantize.int8 import quantize
-from pocketlm.runtime.pocket import ONE_THREAD_BYTES, session
+from pocketlm.runtime.pocket import physical_cores, session, threads_of_one
 from pocketlm.timing import interleave
 
 TIMED_LAYERS = 2
@@ -139,7 +139,7 @@ def thin(classifier: Classifier, heads: int, neurons: int) -> Classifier:
 
 
 def _run(path: Path, feed: Mapping[str, np.ndarray]) -> Callable[[int], object]:
-    run = session(path, 1 if path.stat().st_size <= ONE_THREAD_BYTES else None)
+    run = session(path, threads_of_one(path.stat().st_size, physical_cores()))
     outputs, names = [node.name for node in run.get_outputs()], [node.name for node in run.get_inputs()]
     own = {name: feed[name] for name in names}
 

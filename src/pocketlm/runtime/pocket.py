@@ -276,10 +276,14 @@ def load(folder: str | Path, threads: int | None = None, verify: bool = True) ->
             f"upgrade with: pip install --upgrade tokenizers, or {MEND}"
         ) from error
     threads = physical_cores() if threads is None else threads
-    together = size_bytes > ONE_THREAD_BYTES
-    path = folder if coded else folder / MODEL
-    opened = session(path, threads if together else min(threads, 1), coded)
-    return Pocket(info, opened, tokenizer, 1 if together else max(threads, 1))
+    each = threads_of_one(size_bytes, threads)
+    opened = session(folder if coded else folder / MODEL, each, coded)
+    return Pocket(info, opened, tokenizer, threads // each)
+
+
+def threads_of_one(size_bytes: int, threads: int) -> int:
+    """Threads that answer one batch of a graph of some size: all of a large one, one of a small one."""
+    return threads if size_bytes > ONE_THREAD_BYTES else min(threads, 1)
 
 
 def session(path: Path, threads: int | None = None, coded: Coded | None = None) -> Session:
