@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 
 from pocketlm import load
-from pocketlm.artifact import Artifact
 from pocketlm.cli import main
 from pocketlm.distill import teacher_outputs
 from pocketlm.errors import StorageError, storage_errors
@@ -385,7 +384,7 @@ def test_maps_ask_for_their_blocks_so_that_a_full_disk_is_an_error(tmp_path: Pat
 def test_quantizing_on_a_full_disk_is_told(made: Made, tmp_path: Path) -> None:
     """What onnx writes on the way is written without a check, and comes back cut off."""
     context = Context(tmp_path / "disk", tmp_path / "disk")
-    artifact = Artifact("", {"onnx": made.exported})
+    artifact = made.artifact("Export")
     needed = made.exported.stat().st_size // 1024
     with small_disk(tmp_path / "disk", 16) as grow:
         for kilobytes in range(16, 2 * needed, needed // 4):
