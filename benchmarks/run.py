@@ -231,9 +231,8 @@ def measure(bench: str, case: Case, seed: int, again: bool = False) -> None:
         resolved = resolved_recipe(**sources, seed=0)
         known = repr((resolved.teacher, resolved.start, resolved.stages))
         recipe = hashlib.sha256(known.encode()).hexdigest()
-        path = RESULTS / f"{bench}.jsonl"
-        if not again and measured_already(path, case, seed, recipe):
-            print(f"{bench}, {case.row}, {case.task}, seed {seed}: in {path.name} already")
+        if not again and measured_already(bench, case, seed, recipe):
+            print(f"{bench}, {case.row}, {case.task}, seed {seed}: in {bench}.jsonl already")
             return
         pocket = read_info(shrink(**sources, seed=seed, out=Path(folder) / case.task, progress=Bars()))
     append(bench, [line(bench, case, seed, recipe, pocket, row) for row in pocket["ledger"]["rows"]])
@@ -333,6 +332,14 @@ def blank(bench: str) -> dict[str, Any]:
     }
 
 
+def recorded(bench: str) -> list[dict[str, Any]]:
+    """The lines in the results of a bench."""
+    path = RESULTS / f"{bench}.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+
+
 def append(bench: str, lines: Sequence[Mapping[str, Any]]) -> None:
     """Add lines to the results of a bench."""
     RESULTS.mkdir(exist_ok=True)
@@ -350,13 +357,12 @@ def in_scope(confusion: Mapping[str, Any] | None, kind: str) -> dict[str, float]
     return {"in_scope_accuracy": right / all_}
 
 
-def measured_already(path: Path, case: Case, seed: int, recipe: str) -> bool:
+def measured_already(bench: str, case: Case, seed: int, recipe: str) -> bool:
     """True where the results hold this row, made by this recipe from this seed."""
-    if not path.exists():
-        return False
     wanted = (case.row, case.task, seed, recipe)
-    rows = (json.loads(text) for text in path.read_text(encoding="utf-8").splitlines())
-    return any((row["row"], row["task"], row["seed"], row["recipe_sha256"]) == wanted for row in rows)
+    return any(
+        (row["row"], row["task"], row["seed"], row["recipe_sha256"]) == wanted for row in recorded(bench)
+    )
 
 
 def data_folder() -> Path:

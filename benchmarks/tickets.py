@@ -22,7 +22,7 @@ from typing import Any
 from pocketlm.progress import Bars
 from pocketlm.shrink import resolved_recipe
 from pocketlm.tickets import MASKED_LM, Plan, described, tickets
-from run import RESULTS, TEACHERS, Case, append, blank, data_folder, sources_of
+from run import TEACHERS, Case, append, blank, data_folder, recorded, sources_of
 
 STUDIED = ("critics", "sst2", "mrpc", "stsb", "clinc150", "snips")
 ROWS = 4000
@@ -42,11 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipes = {task: recipe(task, Path(folder)) for task in given.tasks}
         corpus = None if given.no_corpus else str(data_folder() / CORPUS)
         study = described(tickets(recipes, PLAN, corpus=corpus, out=Path(folder) / "study", progress=Bars()))
-    path = RESULTS / "tickets.jsonl"
-    known = {identity(json.loads(text)) for text in path.read_text().splitlines()} if path.exists() else set()
+    known = {identity(line) for line in recorded("tickets")}
     fresh = [line for line in lines(study) if identity(line) not in known]
     append("tickets", fresh)
-    print(f"{len(fresh)} trainings added to {path.name}; all of them took {study['minutes']:.0f} minutes")
+    print(f"{len(fresh)} trainings added to tickets.jsonl; all of them took {study['minutes']:.0f} minutes")
 
 
 def recipe(task: str, folder: Path) -> Any:

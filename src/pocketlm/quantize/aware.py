@@ -55,7 +55,7 @@ def scales(weight: Tensor, bits: int) -> Tensor:
     size = weight.abs()
     largest = size.amax(dim=1, keepdim=True)
     if bits == TERNARY:  # Li et al., eq. 6: the mean of those beyond 0.7 of the mean
-        beyond = size > 0.7 * size.mean(dim=1, keepdim=True)
+        beyond = _beyond(weight)
         found = (size * beyond).sum(dim=1, keepdim=True) / beyond.sum(dim=1, keepdim=True).clamp_min(1)
     elif bits in CLIPS:
         spread = weight.square().mean(dim=1, keepdim=True).sqrt()
@@ -77,8 +77,14 @@ def on_grid(weight: Tensor, bits: int) -> Tensor:
     """
     scale = scales(weight, bits)
     if bits == TERNARY:  # the threshold is 0.7 of the mean, not half of the scale
-        return weight.sign() * (weight.abs() > 0.7 * weight.abs().mean(dim=1, keepdim=True)) * scale
+        return weight.sign() * _beyond(weight) * scale
     return (weight / scale).round_().clamp_(-highest(bits), highest(bits)).mul_(scale)
+
+
+def _beyond(weight: Tensor) -> Tensor:
+    """True where a weight of three values is not 0 (Li et al., eq. 6), bool of the weight's shape."""
+    size = weight.abs()
+    return size > 0.7 * size.mean(dim=1, keepdim=True)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -19,7 +19,6 @@ from pocketlm.words import WordLogits
 
 PROBED = 64
 """Texts by which the products are ranked."""
-FORMAT = 1
 
 Make = Callable[[Path, Sequence[str]], None]
 """Writes the quantized graph to a path, some products left in float32."""
@@ -54,7 +53,6 @@ class Judge:
         """What a graph says of valid, or of its first texts."""
         examples = load_split(self.artifact.parts["data"], "valid")
         info = {
-            "format": FORMAT,
             "name": "graph",
             "task": self.artifact.task.to_dict(),
             "max_length": self.artifact.figures["max_length"],

@@ -169,15 +169,7 @@ def read_parts(path: Path) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
         raise PocketError(f"cannot read {path}: {error.strerror}; {MEND}") from error
     try:
         return _parsed(content)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        OverflowError,
-        RecursionError,
-        lzma.LZMAError,
-    ) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError, lzma.LZMAError) as error:
         raise PocketError(f"{path} is no pocket that this pocketlm can read: {error}; {MEND}") from error
 
 
