@@ -11,9 +11,11 @@ the optimizer and of the random numbers.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -35,6 +37,10 @@ Loss = Callable[[nn.Module, Sequence[int]], Tensor]
 Precision = Literal["auto", "fp32", "bf16"]
 
 CHECKPOINT_SECONDS = 60.0
+
+# glibc's mallopt(3): its numbers of the two options, and what they are set to.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MOST_KEPT, LARGEST_KEPT = 2**31 - 1, 32 * 2**20  # bytes; the second is the most that mallopt takes
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ def train(
         The learning curve, one point an evaluation.
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    _keep_memory()
     half = computes_half(settings.precision)
     set_seed(settings.seed)
     learner = nn.ModuleList([model] if loss_parameters is None else [model, loss_parameters])
@@ -208,6 +215,17 @@ def has_bf16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     return bool(torch.cpu._is_amx_tile_supported())  # pyright: ignore[reportPrivateUsage]
+
+
+def _keep_memory() -> None:
+    """Keep the memory of one step for the next, where the C library is glibc.
+
+    By default it gives large blocks back to the system, which clears every page again at the next step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
 
 
 def _schedule(step: int, total: int, warmup: float) -> float:
