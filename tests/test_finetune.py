@@ -18,6 +18,7 @@ from pocketlm.finetune import (
     FineTune,
     check_teacher,
     fitting_head,
+    head_factors,
     reordered,
     valid_score,
 )
@@ -350,12 +351,11 @@ def test_a_rate_for_the_head_must_be_above_0() -> None:
 
 def test_the_head_alone_has_the_rate_of_a_head() -> None:
     model = classifier(task=SINGLE, layers=2).model
-    factors = FineTune(head_rate=7.0)._factors(model)
+    factors = head_factors(model, 7.0)
     assert {name for name, one in model.named_parameters() if one in factors} == {
         "classifier.weight", "classifier.bias"
     }  # fmt: skip
     assert {*factors.values()} == {7.0}
-    assert {*FineTune(head_rate=7.0, lora_rank=2)._factors(model).values()} == {1.0}
 
 
 def test_the_seed_decides_everything(tmp_path: Path) -> None:

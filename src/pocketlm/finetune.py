@@ -173,7 +173,8 @@ class FineTune:
             context.checkpoints,
             context.progress,
             description,
-            factors=self._factors(teacher.model),
+            # That of low-rank changes is fit for a head as it is.
+            factors=head_factors(teacher.model, self.head_rate if self.lora_rank is None else 1.0),
             each_step=each_step,
         )
         if self.lora_rank is not None:
@@ -187,12 +188,6 @@ class FineTune:
         usual = USUAL_FOR_TAGS if words else USUAL
         missing = {name: value for name, value in usual.items() if getattr(self, name) is None}
         return Settings.of(replace(self, **missing)) if missing else Settings.of(self)
-
-    def _factors(self, model: PreTrainedModel) -> dict[nn.Parameter, float]:
-        """Of the learning rate, for the head; that of low-rank changes is fit for a head as it is."""
-        encoder = {*model.base_model.parameters()}
-        factor = self.head_rate if self.lora_rank is None else 1.0
-        return {parameter: factor for parameter in model.parameters() if parameter not in encoder}
 
     def _cut_off(self, teacher: Classifier, artifact: Artifact, context: Context) -> int:
         """How many training examples lose words to the cut at `max_length`; of questions, their answer."""
@@ -210,6 +205,12 @@ class FineTune:
                 "which teach only what is left"
             )
         return count
+
+
+def head_factors(model: PreTrainedModel, factor: float) -> dict[nn.Parameter, float]:
+    """A factor of the learning rate for the head's parameters; see `pocketlm.train.train`."""
+    encoder = {*model.base_model.parameters()}
+    return {parameter: factor for parameter in model.parameters() if parameter not in encoder}
 
 
 def fitting_head(head: Sequence[str] | None, task: Task, mode: str) -> tuple[int, ...] | None:

@@ -19,7 +19,7 @@ from pocketlm.models.student import BuildStudent
 from pocketlm.stage import Context
 from tests.tiny_models import MAX_LENGTH, SINGLE, classifier, prepared
 
-STAGE = Assistant(epochs=8, learning_rate=5e-3, batch_size=16, precision="fp32")
+STAGE = Assistant(epochs=8, learning_rate=5e-3, head_rate=2.0, batch_size=16, precision="fp32")
 
 
 def context(folder: Path) -> Context:
@@ -53,6 +53,8 @@ def test_the_assistant_is_the_start_whole_and_says_what_the_teacher_says(assiste
     said = {name: model.logits(model.encode(texts)) for name, model in (("a", assistant), ("t", teacher))}
     assert np.mean(said["a"].argmax(axis=1) == said["t"].argmax(axis=1)) > 0.9
     assert assisted.figures["assistant"]["curve"]
+    tables = [model.model.get_input_embeddings().weight for model in (assistant, start)]
+    assert torch.equal(*tables)
     assert assisted.figures["teacher_parameters"] == parameters_of(teacher.model)
 
 

@@ -6,7 +6,8 @@ teacher, a model of a size between learns from the teacher first, and the studen
 
 Deviations: the assistant is the recipe's `start`, a pre-trained encoder, whole. So the student can be cut
 out of the assistant's weights and compare hidden states with it, which it cannot with a teacher that is too
-wide to be cut.
+wide to be cut. Its word embeddings stay as they were pre-trained and its rate is low: what it knows of words
+that train lacks is what it has to keep.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pocketlm.artifact import Artifact
-from pocketlm.distill.layers import Distill
+from pocketlm.distill.layers import Along, Distill
 from pocketlm.distill.teacher_outputs import TeacherOutputs
 from pocketlm.errors import RecipeError
+from pocketlm.finetune import head_factors
+from pocketlm.models.load import Classifier
 from pocketlm.models.student import BuildStudent
 from pocketlm.stage import Context
 from pocketlm.train import Precision
@@ -29,6 +32,8 @@ class Assistant:
     Args:
         epochs: Passes over all texts that the teacher labels.
         learning_rate: Peak of the schedule.
+        head_rate: What the learning rate of the new head is multiplied by.
+        freeze_embeddings: Leave the word embeddings as they were pre-trained.
         temperature: Of both sides' class probabilities.
         batch_size: Examples a step.
         precision: See `pocketlm.train.Settings`.
@@ -36,7 +41,9 @@ class Assistant:
     """
 
     epochs: int = 2
-    learning_rate: float = 1e-4
+    learning_rate: float = 5e-5
+    head_rate: float = 20.0
+    freeze_embeddings: bool = True
     temperature: float = 2.0
     batch_size: int = 32
     precision: Precision = "auto"
@@ -44,6 +51,8 @@ class Assistant:
 
     def __post_init__(self) -> None:
         self.distill()  # out of range is told at once
+        if self.head_rate <= 0:
+            raise RecipeError(f"head_rate={self.head_rate} is out of range; it must be above 0")
 
     def distill(self) -> Distill:
         """The stage that trains so."""
@@ -66,7 +75,12 @@ class Assistant:
 
         whole = BuildStudent(layers=None, vocabulary=None, seed=self.seed)
         asked = TeacherOutputs(states=(), precision=self.precision)(artifact, inside("outputs"))
-        taught = self.distill()(whole(asked, inside("start")), inside("distil"))
-        return artifact.with_part("assistant", taught.parts["student"]).with_figures(
-            assistant=taught.figures["distil"], teacher_parameters=taught.figures["teacher_parameters"]
+        asked = whole(asked, inside("start"))
+        assistant = Classifier.load(asked.parts["student"], asked.task, asked.figures["max_length"])
+        assistant.model.get_input_embeddings().weight.requires_grad_(not self.freeze_embeddings)
+        along = Along(factors=head_factors(assistant.model, self.head_rate))
+        curves = self.distill().fit(assistant, asked, inside("distil"), "teach the assistant", along)
+        assistant.save(context.folder / "assistant")
+        return artifact.with_part("assistant", context.folder / "assistant").with_figures(
+            assistant=curves, teacher_parameters=asked.figures["teacher_parameters"]
         )
