@@ -5,8 +5,8 @@
     pocket = pocketlm.load("pockets/reviews")
     pocket.predict(["a quiet triumph"])
 
-The verbs (`shrink`, `distill_student`, `prune_student`, `prune_decoder`, `tickets`, `bench`, `push`) need
-the workshop: pip install 'pocketlm[compress]'.
+The verbs (`shrink`, `distill_student`, `prune_student`, `prune_decoder`, `tickets`, `bench`, `doctor`,
+`push`) need the workshop: pip install 'pocketlm[compress]'.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pocketlm.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from pocketlm.bench import bench
+    from pocketlm.doctor import doctor
     from pocketlm.pruning import prune_decoder, prune_student
     from pocketlm.push import push
     from pocketlm.runtime.pocket import Pocket, Prediction, load
@@ -31,6 +32,7 @@ __all__ = [
     "Prediction",
     "bench",
     "distill_student",
+    "doctor",
     "load",
     "prune_decoder",
     "prune_student",
@@ -46,6 +48,7 @@ _HOMES = {
     "load": "pocketlm.runtime.pocket",
     "bench": "pocketlm.bench",
     "distill_student": "pocketlm.shrink",
+    "doctor": "pocketlm.doctor",
     "prune_decoder": "pocketlm.pruning",
     "prune_student": "pocketlm.pruning",
     "push": "pocketlm.push",

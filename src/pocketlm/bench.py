@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import InputError, TeacherError, storage_errors
@@ -16,7 +17,7 @@ from pocketlm.models.load import Classifier, head_of, with_new_head
 from pocketlm.pipeline import cache_folder, run
 from pocketlm.progress import Progress, Quiet
 from pocketlm.recipe import Override, Recipe, resolve
-from pocketlm.runtime.pocket import load, physical_cores
+from pocketlm.runtime.pocket import Pocket, load, physical_cores
 from pocketlm.shrink import recipe_of
 from pocketlm.sources import resolve as resolve_source
 from pocketlm.stage import Context
@@ -55,6 +56,46 @@ def bench(
         PocketlmError: see `pocketlm.errors`.
     """
     progress = progress or Quiet()
+    both = both_sides(pocket, against, revision, data, overrides, "test", progress)
+    with storage_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as work:
+        context = Context(Path(work), Path(work), progress, threads or physical_cores())
+        measured = compare(
+            both.teacher, both.folder, pocket, both.examples, Measure(rounds=rounds), context, both.scored
+        )
+    return teacher_and_pocket(measured, both.pocket.task, both.name, both.pocket.name)
+
+
+@dataclass(frozen=True)
+class BothSides:
+    """A pocket and a teacher with examples of the pocket's task.
+
+    Args:
+        pocket: Opened.
+        teacher: With its outputs in the task's order.
+        folder: Where the teacher's files are.
+        name: The teacher's.
+        scored: False where the teacher has no head for the task.
+        examples: Of one split.
+    """
+
+    pocket: Pocket
+    teacher: Classifier
+    folder: Path
+    name: str
+    scored: bool
+    examples: Examples
+
+
+def both_sides(
+    pocket: Path,
+    against: str | None,
+    revision: str | None,
+    data: str | None,
+    overrides: Sequence[Override],
+    split: str,
+    progress: Progress,
+) -> BothSides:
+    """Find what a pocket is held against, on the split `valid` or `test`; see `bench` for the rest."""
     loaded = load(pocket)
     carried = recipe_of(pocket)
     if data is None:
@@ -65,36 +106,41 @@ def bench(
         raise InputError(
             f"the data are for {artifact.task}, but the pocket is for {loaded.task}; give data of its task"
         )
-    test = load_split(artifact.parts["data"], "test")
-    task = loaded.task
-    if task.kind == "joint":
-        test = relabelled(test, artifact.task, task)
-    elif artifact.task.labels != task.labels:
+    examples, task = load_split(artifact.parts["data"], split), loaded.task
+    if task.kind != "joint" and sorted(artifact.task.labels) != sorted(task.labels):
         raise InputError(
             f"the data have the labels {', '.join(artifact.task.labels)}, the pocket {', '.join(task.labels)}"
         )
+    if task.labels != artifact.task.labels:
+        examples = relabelled(examples, artifact.task, task)
     if against is None:
         made, _ = run(resolve(carried), cache_folder(), progress, until="finetune")
         folder, name = made.parts["teacher"], made.figures["teacher_name"]
-        teacher, scored = Classifier.load(folder, task, loaded.max_length), True
+        if task.labels == artifact.task.labels:
+            teacher, scored = Classifier.load(folder, task, loaded.max_length), True
+        else:  # its outputs are in the order of the data's labels
+            teacher, scored = _given_teacher(folder, task, loaded.max_length, progress)
     else:
         source = resolve_source(against, "model", cache_folder(), revision, progress)
         folder, name = source.path, source.name
         teacher, scored = _given_teacher(folder, task, loaded.max_length, progress)
-    with storage_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as work:
-        context = Context(Path(work), Path(work), progress, threads or physical_cores())
-        measured = compare(teacher, folder, pocket, test, Measure(rounds=rounds), context, scored)
-    return teacher_and_pocket(measured, task, name, loaded.name)
+    return BothSides(loaded, teacher, folder, name, scored, examples)
 
 
 def relabelled(test: Examples, theirs: Task, ours: Task) -> Examples:
-    """Intents as the pocket counts them, -1 for one that it does not know; tags go by name anyhow."""
+    """Labels as the pocket counts them, an intent that it does not know as -1; tags go by name anyhow."""
     index = {name: place for place, name in enumerate(ours.labels)}
-    places = [index.get(name, -1) for name in theirs.labels]
-    labels: list[Any] = [
-        {**label, "intent": places[label["intent"]] if label["intent"] >= 0 else -1} for label in test.labels
-    ]
-    return Examples(test.texts, labels)
+    places: list[int] = [index.get(name, -1) for name in theirs.labels]
+
+    def place(label: Any) -> Any:
+        if theirs.kind == "joint":
+            intent: int = label["intent"]
+            return {**cast(dict[str, Any], label), "intent": places[intent] if intent >= 0 else -1}
+        if theirs.kind == "multilabel":
+            return sorted(places[one] for one in cast(list[int], label))
+        return places[cast(int, label)]
+
+    return Examples(test.texts, [place(label) for label in test.labels])
 
 
 def _on_other_data(carried: Mapping[str, Any], data: str, overrides: Sequence[Override]) -> Recipe:

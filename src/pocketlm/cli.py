@@ -416,6 +416,41 @@ def bench(
 
 
 @app.command()
+def doctor(
+    pocket: Annotated[Path, typer.Argument(help="A pocket's folder.")],
+    against: Annotated[
+        str | None, typer.Option("--against", help="A teacher; default: the one of the pocket's recipe.")
+    ] = None,
+    revision: RevisionOption = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Texts with labels; default: the pocket's own valid split.")
+    ] = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything found as JSON.")] = False,
+) -> None:
+    """Say what is wrong with a pocket, which layers cost most and what to change; 1 where it is broken."""
+    from pocketlm import doctor as run_doctor
+    from pocketlm.progress import Bars
+    from pocketlm.report.diagnosis import show
+
+    found = run_doctor(
+        pocket,
+        against,
+        revision=revision,
+        data=data,
+        overrides=_overrides(None, text, label),
+        progress=Bars(),
+    ).to_dict()
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        show(found, Console())
+    if any(finding["fault"] for finding in found["findings"]):
+        raise typer.Exit(1)
+
+
+@app.command()
 def push(
     pocket: Annotated[Path, typer.Argument(help="A pocket's folder.")],
     repo: Annotated[str, typer.Argument(help="ORG/NAME on the Hub; made where it does not exist.")],

@@ -36,7 +36,7 @@ def test_a_graph_is_judged_as_its_model_is(student: tuple[Classifier, Artifact])
 
     made, artifact = student
     valid = load_split(artifact.parts["data"], "valid")
-    found = Judge(artifact).score(artifact.parts["onnx"])
+    found = Judge.of(artifact).score(artifact.parts["onnx"])
     assert found == pytest.approx(valid_score(made, made.encode(valid.texts), valid))
 
 
@@ -76,11 +76,11 @@ def test_the_product_that_hurts_goes_back_alone(
         quantize(source, path, floats=floats)
 
     target = tmp_path / "model.onnx"
-    found = backed_off(source, target, make, products, OneHurts(student[1]), 0.1)
+    found = backed_off(source, target, make, products, OneHurts.of(student[1]), 0.1)
     assert (found.floats, found.score, found.score_float) == (["hurt"], 0.9, 0.9)
     kinds = [node.op_type for node in onnx.load(target).graph.node]
     assert kinds.count("MatMulInteger") == 6
-    generous = backed_off(source, target, make, products, OneHurts(student[1]), 0.4)
+    generous = backed_off(source, target, make, products, OneHurts.of(student[1]), 0.4)
     assert (generous.floats, generous.score) == ([], 0.5)
 
 
@@ -90,8 +90,8 @@ def test_the_stage_tells_both_scores_and_what_it_kept(
     _, artifact = student
     done = QuantizeInt8(tolerance=1.0)(artifact, Context(tmp_path, tmp_path))
     told = done.figures["quantization"]
-    assert told["floats"] == [] and told["score_float"] == Judge(artifact).score(artifact.parts["onnx"])
-    assert told["score"] == Judge(artifact).score(done.parts["onnx"])
+    assert told["floats"] == [] and told["score_float"] == Judge.of(artifact).score(artifact.parts["onnx"])
+    assert told["score"] == Judge.of(artifact).score(done.parts["onnx"])
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     with pytest.raises(RecipeError, match=r"tolerance=-0\.1 is out of range"):
         QuantizeInt8(tolerance=-0.1)
@@ -113,8 +113,17 @@ def test_a_loss_that_no_product_causes_leaves_all_of_them_in_float(
     onnx.save(model, source)
     found = backed_off(
         source, tmp_path / "out.onnx", lambda path, floats: quantize(source, path, floats=floats), products,
-        NeverContent(artifact), 0.01,
+        NeverContent.of(artifact), 0.01,
     )  # fmt: skip
     assert sorted(found.floats) == sorted(products)
     kinds = {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
     assert "MatMulInteger" not in kinds and "MatMul" in kinds
+
+
+def test_a_product_to_keep_stays_in_float(student: tuple[Classifier, Artifact], tmp_path: Path) -> None:
+    _, artifact = student
+    done = QuantizeInt8(keep=("encoder.layer.0.intermediate.dense",))(artifact, Context(tmp_path, tmp_path))
+    kinds = [node.op_type for node in onnx.load(done.parts["onnx"]).graph.node]
+    assert (kinds.count("MatMul"), kinds.count("MatMulInteger")) == (1, 6)
+    with pytest.raises(RecipeError, match=r"keep names no products \['encoder.layer.9'\]; the graph has"):
+        QuantizeInt8(keep=("encoder.layer.9",))(artifact, Context(tmp_path, tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import cast
 
@@ -55,3 +56,29 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     for field, left in ((graph.node, kept[::-1]), (graph.initializer, constants), (graph.value_info, values)):
         del field[:]
         cast(list[object], field).extend(left)
+
+
+def named_after(model: onnx.ModelProto) -> dict[str, str]:
+    """What every value is of: the module whose weights, or else whose bias, makes it."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        own = [name for name in node.input if name in constants]
+        # The exporter gives the weight of a product a number, and the bias that follows its name.
+        behind = [name for user in users.get(node.output[0], []) for name in user.input if name in constants]
+        for name in (*own, *(behind if node.op_type == "MatMul" else [])):
+            if "." in name:
+                found[node.output[0]] = _module(name)
+                break
+    return found
+
+
+def _module(weight: str) -> str:
+    """`encoder.layer.0.output.dense` of `model.bert.encoder.layer.0.output.dense.bias`."""
+    inside = re.sub(r"^model\.", "", weight)
+    inside = re.sub(r"\.(weight|bias|product|codes|rest)$", "", inside)
+    return re.sub(r"^(bert|mpnet|roberta|electra|distilbert|deberta|albert)\.", "", inside)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx
 from tokenizers import Tokenizer
 
 from pocketlm.artifact import Artifact
-from pocketlm.data.examples import load_split
+from pocketlm.data.examples import Examples, load_split
+from pocketlm.export.graph import named_after
 from pocketlm.metrics import headline
 from pocketlm.runtime.pocket import Pocket, session
+from pocketlm.task import Task
 from pocketlm.words import WordLogits
 
 PROBED = 64
@@ -41,42 +43,63 @@ class Control:
 
 @dataclass(frozen=True)
 class Judge:
-    """Measures graphs of one task on valid.
+    """Measures graphs of one task on examples.
 
     Args:
-        artifact: With the parts `data` and `student`, whose tokenizer the graphs read.
+        task: What the graphs are asked to do.
+        max_length: Pieces that they read.
+        tokenizer: The file of the tokenizer whose pieces these are.
+        examples: With labels.
     """
 
-    artifact: Artifact
+    task: Task
+    max_length: int
+    tokenizer: Path
+    examples: Examples
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Self:
+        """On valid, for the graphs of the parts `data` and `student`."""
+        tokenizer = artifact.parts["student"] / "tokenizer.json"
+        valid = load_split(artifact.parts["data"], "valid")
+        return cls(artifact.task, artifact.figures["max_length"], tokenizer, valid)
 
     def logits(self, graph: Path, most: int | None = None) -> Any:
-        """What a graph says of valid, or of its first texts."""
-        examples = load_split(self.artifact.parts["data"], "valid")
-        info = {
-            "name": "graph",
-            "task": self.artifact.task.to_dict(),
-            "max_length": self.artifact.figures["max_length"],
-        }
-        tokenizer = Tokenizer.from_file(str(self.artifact.parts["student"] / "tokenizer.json"))
-        texts = [texts[0] if len(texts) == 1 else (texts[0], texts[1]) for texts in examples.texts[:most]]
-        return Pocket(info, session(graph), tokenizer).logits(texts)
+        """What a graph says of the examples, or of the first of them."""
+        texts = [
+            texts[0] if len(texts) == 1 else (texts[0], texts[1]) for texts in self.examples.texts[:most]
+        ]
+        return self.opened(graph).logits(texts)
+
+    def opened(self, graph: Path, threads: int | None = None) -> Pocket:
+        """A graph as a pocket."""
+        info = {"name": graph.stem, "task": self.task.to_dict(), "max_length": self.max_length}
+        return Pocket(info, session(graph, threads), Tokenizer.from_file(str(self.tokenizer)))
 
     def score(self, graph: Path) -> float:
-        """The headline metric on valid."""
-        examples = load_split(self.artifact.parts["data"], "valid")
-        metric = headline(self.artifact.task, self.logits(graph), examples.labels)
-        return float(metric(np.arange(len(examples))))
+        """The headline metric on the examples."""
+        return self.score_of(self.logits(graph))
+
+    def score_of(self, logits: Any) -> float:
+        """The same, of what was said of them."""
+        metric = headline(self.task, logits, self.examples.labels)
+        return float(metric(np.arange(len(self.examples))))
 
 
 def products_of(model: onnx.ModelProto) -> list[str]:
-    """The products with weights of a graph, by name; those without a name get one, in place."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    found: list[str] = []
+    """Name the products with weights of a graph after these, in place: `encoder.layer.0.output.dense`.
+
+    Returns:
+        The names, in the graph's order; every one is another.
+    """
+    weights, owners = {tensor.name for tensor in model.graph.initializer}, named_after(model)
+    found: dict[str, None] = {}
     for node in model.graph.node:
         if node.op_type in ("MatMul", "Gemm") and weights & {*node.input}:
-            node.name = node.name or f"product_{len(found)}"
-            found.append(node.name)
-    return found
+            name = owners.get(node.output[0], "product")
+            node.name = name if name not in found else f"{name}_{len(found)}"
+            found[node.name] = None
+    return list(found)
 
 
 def backed_off(
@@ -102,21 +125,28 @@ def backed_off(
     score, floats, count = judge.score(target), list[str](), 1
     ranked: list[str] = []
     while whole - score > tolerance and len(floats) < len(products):
-        ranked = ranked or _ranked(source, target, make, products, judge)
+        ranked = ranked or [product for product, _ in ranking(source, target, make, products, judge)]
         floats, count = ranked[:count], 2 * count
         make(target, floats)
         score = judge.score(target)
     return Control(score, whole, floats)
 
 
-def _ranked(source: Path, target: Path, make: Make, products: Sequence[str], judge: Judge) -> list[str]:
-    """Products by the mean squared change of the logits where they alone are quantized, largest first."""
+def ranking(
+    source: Path, target: Path, make: Make, products: Sequence[str], judge: Judge
+) -> list[tuple[str, float]]:
+    """Products and what 8 bits of each alone cost, largest first; see `backed_off` for the arguments.
+
+    Returns:
+        The cost is the mean squared change of the logits, relative to their own mean square.
+    """
     wanted = _flat(judge.logits(source, PROBED))
     hurts: dict[str, float] = {}
     for product in products:
         make(target, [other for other in products if other != product])
-        hurts[product] = float(np.square(_flat(judge.logits(target, PROBED)) - wanted).mean())
-    return sorted(products, key=lambda product: -hurts[product])
+        change = np.square(_flat(judge.logits(target, PROBED)) - wanted).mean()
+        hurts[product] = float(change / max(np.square(wanted).mean(), 1e-12))
+    return sorted(hurts.items(), key=lambda hurt: -hurt[1])
 
 
 def _flat(logits: Any) -> np.ndarray:

@@ -45,11 +45,13 @@ class QuantizeInt8:
         embeddings: Quantize embedding tables; they compute in float32 after the look-up.
         tolerance: What may be lost of the metric on valid, such as 0.005; the products that 8 bits hurt most
             stay in float32 until no more is lost. None does not look.
+        keep: Products that stay in float32 in any case, as `pocketlm doctor` names them.
     """
 
     matmuls: bool = True
     embeddings: bool = True
     tolerance: float | None = 0.005
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and self.tolerance < 0:
@@ -60,26 +62,31 @@ class QuantizeInt8:
 
         With a tolerance, it has the scores on valid and the products that were kept in float32.
         """
-        path, source = context.folder / "model.onnx", artifact.parts["onnx"]
+        path, source = context.folder / "model.onnx", context.folder / "named.onnx"
+        model = onnx.load(artifact.parts["onnx"])
+        products = products_of(model)
+        unknown = sorted({*self.keep} - {*products})
+        if unknown:
+            raise RecipeError(f"keep names no products {unknown}; the graph has {products}")
+        onnx.save(model, source)
         found: dict[str, Any] = {}
         if self.matmuls and self.tolerance is not None:
-            source = context.folder / "named.onnx"
-            model = onnx.load(artifact.parts["onnx"])
-            products = products_of(model)
-            onnx.save(model, source)
-            found = asdict(
-                backed_off(source, path, self._make(source), products, Judge(artifact), self.tolerance)
-            )
-            source.unlink()
+            others = [product for product in products if product not in self.keep]
+            judge = Judge.of(artifact)
+            found = asdict(backed_off(source, path, self._make(source), others, judge, self.tolerance))
         else:
             self._make(source)(path, ())
+        source.unlink()
         tables = sum(tensor.name.endswith("_codes") for tensor in onnx.load(path).graph.initializer)
         return artifact.with_part("onnx", path).with_figures(
             quantization={"bits": 8, "matmuls": self.matmuls, "embedding_tables": tables, **found}
         )
 
     def _make(self, source: Path) -> Make:
-        return lambda path, floats: quantize(source, path, self.matmuls, self.embeddings, floats)
+        def make(path: Path, floats: Sequence[str]) -> None:
+            quantize(source, path, self.matmuls, self.embeddings, [*self.keep, *floats])
+
+        return make
 
 
 def quantize(

@@ -1,0 +1,138 @@
+"""`pocketlm doctor`: what is wrong with a pocket, which layers cost most, and what to change."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from pocketlm.bench import both_sides
+from pocketlm.diagnose.finding import Finding
+from pocketlm.diagnose.graphs import Map, Value, maps, of_graphs, of_outliers, values
+from pocketlm.diagnose.labels import of_labels
+from pocketlm.diagnose.layers import Likeness, likeness
+from pocketlm.diagnose.speed import Times, of_times, times
+from pocketlm.diagnose.vocabulary import of_vocabulary
+from pocketlm.errors import storage_errors
+from pocketlm.export.onnx import export
+from pocketlm.measure.compare import inputs_of
+from pocketlm.models.load import Classifier
+from pocketlm.progress import Progress, Quiet
+from pocketlm.quantize.control import Judge, products_of, ranking
+from pocketlm.quantize.int8 import quantize
+from pocketlm.recipe import Override
+from pocketlm.runtime.manifest import MODEL, TOKENIZER
+from pocketlm.runtime.pocket import pad
+
+COMPARED_TEXTS = 128
+TRACED_TEXTS = 32
+WORST = 3
+"""Products that a patch keeps in float32."""
+COSTLY = 1e-3
+"""Change of the logits, relative to their mean square, below which no product is worth a patch."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the doctor found.
+
+    Args:
+        findings: Faults first.
+        scores: The headline metric of pocket and teacher; the teacher's is None where it has no head.
+        layers: The pocket's layers and the teacher's that are most like them.
+        values: What the pocket's operators make, against the same model in float32.
+        maps: The pocket's weights, against the same.
+        costs: Products and what 8 bits of each alone change of the logits (relative mean square), most first.
+        times: Where the time of one text goes.
+    """
+
+    findings: list[Finding]
+    scores: dict[str, float | None]
+    layers: list[Likeness]
+    values: list[Value]
+    maps: list[Map]
+    costs: list[tuple[str, float]]
+    times: Times
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def doctor(
+    pocket: Path,
+    against: str | None = None,
+    *,
+    revision: str | None = None,
+    data: str | None = None,
+    overrides: Sequence[Override] = (),
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Examine a pocket on labelled texts: its labels, pieces, graph, layers and time.
+
+    Args:
+        pocket: A pocket's folder.
+        against: A folder, a Hub id or `pypi:…`; None takes the teacher that the pocket's recipe makes.
+        revision: Of a Hub teacher.
+        data: A file with labels, or a folder or Hub data set with a valid split; None takes the pocket's own.
+        overrides: Fields of the recipe's stages to change, such as the columns of `data`.
+        progress: Shows how far it is.
+
+    Raises:
+        PocketlmError: see `pocketlm.errors`.
+    """
+    progress = progress or Quiet()
+    both = both_sides(pocket, against, revision, data, overrides, "valid", progress)
+    task, examples, loaded = both.pocket.task, both.examples, both.pocket
+    judge = Judge(task, loaded.max_length, pocket / TOKENIZER, examples)
+    master = Classifier.load(pocket, task, loaded.max_length)
+    texts, shown = examples.texts[:COMPARED_TEXTS], inputs_of(examples)
+    with (
+        storage_errors(Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory() as work,
+        progress.task("examine", 6) as advance,
+    ):
+        said = loaded.logits(shown)
+        findings = of_labels("pocket", task, said, examples.labels)
+        scores: dict[str, float | None] = {"pocket": judge.score_of(said), "teacher": None}
+        if both.scored:
+            theirs = both.teacher.logits(both.teacher.encode(examples.texts))
+            findings += of_labels("teacher", task, theirs, examples.labels)
+            scores["teacher"] = judge.score_of(theirs)
+        advance(1)
+        findings += of_vocabulary(master, both.teacher, texts)
+        advance(1)
+        floats, trial = Path(work) / "float.onnx", Path(work) / "trial.onnx"
+        export(master, floats)
+        graph = onnx.load(floats)
+        products = products_of(graph)
+        onnx.save(graph, floats)
+        advance(1)
+        feeds = [pad([pieces], 0) for pieces in loaded.encode(shown[:TRACED_TEXTS])]
+        compared, weights = values(floats, pocket / MODEL, feeds), maps(floats, pocket / MODEL)
+        findings += [*of_graphs(compared, weights), *of_outliers(compared)]
+        advance(1)
+        costs = ranking(
+            floats, trial, lambda path, kept: quantize(floats, path, floats=kept), products, judge
+        )
+        layers = likeness(master, both.teacher, texts)
+        advance(1)
+        taken = times(judge.opened(pocket / MODEL, 1), pocket / MODEL, judge.opened(floats, 1), shown)
+        findings += [*of_costs(costs), *of_times(taken)]
+        advance(1)
+    findings.sort(key=lambda finding: not finding.fault)
+    return Diagnosis(findings, scores, layers, compared, weights, costs, taken)
+
+
+def of_costs(costs: Sequence[tuple[str, float]]) -> list[Finding]:
+    """The products that 8 bits hurt most, with what keeps them in float32."""
+    worst = [(name, cost) for name, cost in costs[:WORST] if cost >= COSTLY]
+    if not worst:
+        return []
+    listed = ", ".join(f"{name} ({cost:.2%} of the logits)" for name, cost in worst)
+    patch: dict[str, dict[str, object]] = {"int8": {"keep": [name for name, _ in worst]}}
+    return [Finding("divergence", False, f"8 bits cost most in {listed}; to keep these in float32:", patch)]
