@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup check test docs bench bench-distill bench-tickets bench-prune tables demo
+.PHONY: help setup check test docs bench bench-distill bench-tickets bench-prune bench-quantize tables demo
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -53,6 +53,11 @@ bench-prune: setup  ## structured pruning and sparse students; ARGS='--tasks cri
 	@$(BIN)/python benchmarks/run.py prune $(ARGS)
 	@$(BIN)/python benchmarks/vision.py
 	@$(BIN)/python benchmarks/decoders.py
+	@$(BIN)/python scripts/readme_tables.py
+
+bench-quantize: setup  ## few bits, shared values and the LeNets as files; ARGS='--tasks critics' for some of them
+	@$(BIN)/python benchmarks/run.py quantize $(ARGS)
+	@$(BIN)/python benchmarks/deep_compression.py
 	@$(BIN)/python scripts/readme_tables.py
 
 tables: setup  ## rewrite the tables of README and docs from benchmarks/results

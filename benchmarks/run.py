@@ -4,6 +4,7 @@
     python benchmarks/run.py own-data          sst2, mrpc and stsb with the default recipe
     python benchmarks/run.py distill           every method on every task, from both teachers
     python benchmarks/run.py prune             structured pruning at several speeds, and sparse students
+    python benchmarks/run.py quantize          the default pocket with weights of few bits, as files
     python benchmarks/run.py demo --seeds 0    one seed
     python benchmarks/run.py distill --rows point-a tinybert --tasks critics --teachers minilm
 
@@ -195,11 +196,30 @@ def prune_cases() -> tuple[Case, ...]:
     )
 
 
+def quantize_cases() -> tuple[Case, ...]:
+    """The default pocket with weights of every kind, on every task; the last three as one coded file."""
+    given, coded = (*ONE_TEACHER, *NO_CONTROLS), ("pack", "coded", True)
+    kinds: dict[str, tuple[tuple[Override, ...], dict[str, Any]]] = {
+        "float32": ((("int8", "matmuls", False), ("int8", "embeddings", False)), {}),
+        "8 bits": ((), {}),
+        "8 bits, coded": ((coded,), {}),
+        "4 bits, coded": ((coded,), {"qat": {"weight_bits": 4, "embedding_bits": 4}}),
+        "three values, coded": ((coded,), {"qat": {"weight_bits": 2, "embedding_bits": 4}}),
+        "shared values, coded": ((coded,), {"share": {}}),
+    }
+    return tuple(
+        Case(task, (0,), name, recipe="default", overrides=(*given, *overrides), more=more)
+        for task in TASKS
+        for name, (overrides, more) in kinds.items()
+    )
+
+
 BENCHES: dict[str, tuple[Case, ...]] = {
     "demo": (Case("critics", (0, 1, 2)),),
     "own-data": tuple(Case(task, (0,)) for task in ("sst2", "mrpc", "stsb")),
     "distill": distill_cases(),
     "prune": prune_cases(),
+    "quantize": quantize_cases(),
 }
 
 
@@ -287,6 +307,7 @@ def line(
         "sparsity": None,
         "sparsity_of": None,
         "ram_bytes": row["ram_bytes"],
+        "start_ms": row["start_ms"],
         "p50_ms": row["p50_ms"],
         "p95_ms": row["p95_ms"],
         "throughput_per_s": row["throughput_per_s"],

@@ -116,6 +116,7 @@ def make(
         else:
             patch.setattr(compare, "request_energy", lambda run, requests: None)
             patch.setattr(compare, "peak_ram_bytes", lambda folder, texts, threads: None)
+            patch.setattr(compare, "start_ms", lambda folder, text, threads: None)
         pocket = shrink(str(teacher), str(data), overrides=(*QUICK, *more), out=folder / data.stem, threads=1)
     return Made(pocket, folder / "cache")
 

@@ -154,6 +154,7 @@ QUICK: tuple[tuple[str, str, Any], ...] = (
     }.items()),
     ("augment", "most", 8),
     *(("distill", name, value) for name, value in {"epochs": 8, "learning_rate": 3e-3}.items()),
+    ("int8", "compute", "int8"),
     ("controls", "epochs", 2),
     *(("measure", name, value) for name, value in {"rounds": 40, "batches": 3}.items()),
 )  # fmt: skip

@@ -89,6 +89,7 @@ def run(order: dict[str, Any], folder: Path) -> None:
         compare.REST_SECONDS = 0.0
         compare.energy_of = lambda run, texts: None
         compare.peak_ram_bytes = lambda folder, texts, threads: None
+        compare.start_ms = lambda folder, text, threads: None
         if order.get("folders"):
             count_changes(folder, order["folders"], order.get("at"), order.get("signal"))
         try:

@@ -50,6 +50,7 @@ def bench(made: Made, export: Callable[[Any, Path], None], monkeypatch: pytest.M
     monkeypatch.setenv("POCKETLM_CACHE", str(made.cache))
     monkeypatch.setattr(compare, "request_energy", lambda run, requests: None)
     monkeypatch.setattr(compare, "peak_ram_bytes", lambda folder, texts, threads: None)
+    monkeypatch.setattr(compare, "start_ms", lambda folder, text, threads: None)
 
     def run(*arguments: Any, **options: Any) -> dict[str, Any]:
         return pocketlm.bench(*arguments, **{"rounds": 30, "threads": 1, **options})

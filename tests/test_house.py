@@ -35,7 +35,7 @@ WORDS = {
 }
 OTHERS = {"sparsity_of", "versions"}
 # What a line may say besides.
-FURTHER_NUMBERS = {"examples", "p95_ms", "throughput_per_s", "ram_bytes", "run_minutes"}
+FURTHER_NUMBERS = {"examples", "p95_ms", "throughput_per_s", "ram_bytes", "start_ms", "run_minutes"}
 FURTHER_OTHERS = {"other_metrics", "faster_x_spread", "isa"}
 CHOICES = {
     "kind": {"pocket", "teacher", "control", "peer", "paper-recipe"},

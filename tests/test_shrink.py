@@ -215,6 +215,7 @@ def quick(made: Made, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     monkeypatch.setattr(compare, "REST_SECONDS", 0.0)
     monkeypatch.setattr(compare, "request_energy", lambda run, requests: None)
     monkeypatch.setattr(compare, "peak_ram_bytes", lambda folder, texts, threads: None)
+    monkeypatch.setattr(compare, "start_ms", lambda folder, text, threads: None)
 
     def shrink_again(out: Path | None, changed: bool = False, **options: Any) -> Path:
         overrides = [*QUICK, *([("measure", "rounds", 5)] if changed else [])]

@@ -12,7 +12,7 @@ The verbs (`shrink`, `distill_student`, `prune_student`, `prune_decoder`, `ticke
 from __future__ import annotations
 
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ __all__ = [
     "shrink",
     "tickets",
 ]
-__version__ = metadata.version("pocketlm")
+__version__: str
 
 _HOMES = {
     "Pocket": "pocketlm.runtime.pocket",
@@ -74,6 +74,10 @@ def __getattr__(name: str) -> Any:
     Raises:
         MissingExtraError: the verb's libraries are not installed.
     """
+    if name == "__version__":
+        from importlib import metadata  # slow to import, and few ask
+
+        return metadata.version("pocketlm")
     if name not in _HOMES:
         raise AttributeError(f"module 'pocketlm' has no attribute {name!r}")
     try:

@@ -197,6 +197,7 @@ def test_times_memory_and_ratios_are_there_and_in_order(made: Made) -> None:
         assert 0 < row["p50_ms"] <= row["p95_ms"]
         assert row["throughput_per_s"] > 0
         assert row["ram_bytes"] is None or 0 < row["ram_bytes"] < 2e9
+        assert 5 < row["start_ms"] < 60_000
     for name in ("faster_x", "faster_x_eager_torch", "throughput_x"):
         ratio = measured["ratios"][name]
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]

@@ -15,6 +15,7 @@ from pocketlm.measure.ledger import (
     Cost,
     bill,
     curves,
+    from_stored,
     in_float,
     ledger,
     slower,
@@ -199,6 +200,10 @@ def test_the_verdicts_of_the_tiny_pocket_are_in_its_report(made: Made) -> None:
 def test_what_stays_in_float_and_what_ships_packed_are_told() -> None:
     assert in_float({}) == in_float({"quantization": {"bits": 8, "floats": []}}) == unpacked({}) == []
     kept = {"floats": ["head", "map_3"], "score": 0.91, "score_float": 0.92}
+    stored = {"compute": "float32", "int8_ms": 2.0, "float32_ms": 1.0}
+    (told,) = from_stored({"quantization": stored})
+    assert "1.00 ms so, and 2.00 ms" in told
+    assert from_stored({"quantization": {**stored, "compute": "int8"}}) == from_stored({}) == []
     (told,) = in_float({"quantization": kept})
     assert "2 products compute in float32: head, map_3 (0.9100, all in float32 0.9200)" in told
     (told,) = unpacked({"size_bytes": 1_500_000, "unpacked_bytes": 4_250_000})

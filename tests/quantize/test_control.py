@@ -88,7 +88,7 @@ def test_the_stage_tells_both_scores_and_what_it_kept(
     student: tuple[Classifier, Artifact], tmp_path: Path
 ) -> None:
     _, artifact = student
-    done = QuantizeInt8(tolerance=1.0)(artifact, Context(tmp_path, tmp_path))
+    done = QuantizeInt8(tolerance=1.0, compute="int8")(artifact, Context(tmp_path, tmp_path))
     told = done.figures["quantization"]
     assert told["floats"] == [] and told["score_float"] == Judge.of(artifact).score(artifact.parts["onnx"])
     assert told["score"] == Judge.of(artifact).score(done.parts["onnx"])
@@ -122,7 +122,9 @@ def test_a_loss_that_no_product_causes_leaves_all_of_them_in_float(
 
 def test_a_product_to_keep_stays_in_float(student: tuple[Classifier, Artifact], tmp_path: Path) -> None:
     _, artifact = student
-    done = QuantizeInt8(keep=("encoder.layer.0.intermediate.dense",))(artifact, Context(tmp_path, tmp_path))
+    done = QuantizeInt8(keep=("encoder.layer.0.intermediate.dense",), compute="int8")(
+        artifact, Context(tmp_path, tmp_path)
+    )
     kinds = [node.op_type for node in onnx.load(done.parts["onnx"]).graph.node]
     assert (kinds.count("MatMul"), kinds.count("MatMulInteger")) == (1, 6)
     with pytest.raises(RecipeError, match=r"keep names no products \['encoder.layer.9'\]; the graph has"):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -13,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pocketlm.artifact import Artifact
 from pocketlm.export.onnx import export
 from pocketlm.models.load import Classifier
+from pocketlm.quantize import int8
 from pocketlm.quantize.int8 import (
     SMALLEST_TABLE,
     QuantizeInt8,
@@ -22,8 +25,9 @@ from pocketlm.quantize.int8 import (
 )
 from pocketlm.runtime.pocket import session
 from pocketlm.stage import Context
+from pocketlm.timing import Timings
 from tests.tiny import NO_DEADLINE
-from tests.tiny_models import SINGLE, classifier, examples_of
+from tests.tiny_models import MAX_LENGTH, SINGLE, classifier, examples_of, prepared
 
 tables = arrays(
     np.float32,
@@ -168,7 +172,9 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, Path]:
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory, floats: tuple[Classifier, Path]) -> Path:
-    return stage(tmp_path_factory.mktemp("int8"), floats[1], QuantizeInt8(tolerance=None)).parts["onnx"]
+    return stage(
+        tmp_path_factory.mktemp("int8"), floats[1], QuantizeInt8(tolerance=None, compute="int8")
+    ).parts["onnx"]
 
 
 def stage(folder: Path, path: Path, quantize: QuantizeInt8) -> Artifact:
@@ -243,10 +249,13 @@ def test_the_stage_tells_what_it_did(tmp_path: Path, floats: tuple[Classifier, P
         for embeddings in (True, False):
             folder = tmp_path / f"{matmuls}-{embeddings}"
             folder.mkdir()
-            done = stage(folder, path, QuantizeInt8(matmuls, embeddings, tolerance=None))
+            done = stage(folder, path, QuantizeInt8(matmuls, embeddings, tolerance=None, compute="int8"))
             # Words, positions and segments are tables; with 2 segments of 256 only the first two are large.
             tables = 2 if embeddings else 0
-            assert done.figures["quantization"] == {"bits": 8, "matmuls": matmuls, "embedding_tables": tables}
+            assert done.figures["quantization"] == {
+                "bits": 8, "matmuls": matmuls, "compute": "int8" if matmuls else "float32",
+                "embedding_tables": tables,
+            }  # fmt: skip
             assert [file.name for file in folder.iterdir()] == ["model.onnx"]
             operators = {node.op_type for node in onnx.load(done.parts["onnx"]).graph.node}
             assert ("MatMulInteger" in operators) == matmuls
@@ -261,3 +270,41 @@ def test_quantizing_leaves_its_input(tmp_path: Path, floats: tuple[Classifier, P
     before = floats[1].read_bytes()
     quantize_matmuls(floats[1], tmp_path / "out.onnx")
     assert floats[1].read_bytes() == before
+
+
+def test_stored_weights_are_multiplied_out_and_compute_in_float(
+    tmp_path: Path, floats: tuple[Classifier, Path], quantized: Path
+) -> None:
+    made, path = floats
+    done = stage(tmp_path, path, QuantizeInt8(tolerance=None, compute="float32"))
+    operators = {node.op_type for node in onnx.load(done.parts["onnx"]).graph.node}
+    assert "MatMulInteger" not in operators and {"MatMul", "Gemm"} <= operators
+    assert done.parts["onnx"].stat().st_size == pytest.approx(quantized.stat().st_size, rel=0.03)
+    wanted = logits(made, path)
+    stored, integers = logits(made, done.parts["onnx"]), logits(made, quantized)
+    # No activation is rounded, and weights have all of their 8 bits.
+    assert 0 < np.abs(stored - wanted).mean() < 0.8 * np.abs(integers - wanted).mean()
+
+
+@pytest.mark.parametrize(("faster", "operator"), [("int8", "MatMulInteger"), ("float32", "MatMul")])
+def test_products_are_computed_in_what_is_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: str, operator: str
+) -> None:
+    made = classifier(layers=1)
+    made.save(tmp_path / "student")
+    export(made, tmp_path / "model.onnx")
+    artifact = prepared(tmp_path, SINGLE, train=24, valid=30).with_figures(max_length=MAX_LENGTH)
+    artifact = artifact.with_part("student", tmp_path / "student").with_part("onnx", tmp_path / "model.onnx")
+
+    def timed(runs: Mapping[str, Callable[[int], object]], *_: int) -> Timings:
+        said = [run(0) for run in runs.values()]
+        assert not np.array_equal(cast(np.ndarray, said[0]), cast(np.ndarray, said[1]))
+        return Timings({name: [1.0 if name == faster else 2.0] * 9 for name in runs})
+
+    monkeypatch.setattr(int8, "interleave", timed)
+    context = Context(tmp_path / "out", tmp_path / "out")
+    context.folder.mkdir()
+    done = QuantizeInt8(tolerance=None)(artifact, context)
+    assert operator in {node.op_type for node in onnx.load(done.parts["onnx"]).graph.node}
+    told = done.figures["quantization"]
+    assert (told["compute"], told[f"{faster}_ms"]) == (faster, 1.0)

@@ -39,6 +39,7 @@ def test_rows_come_teacher_first_with_every_cell_written(full: Pocket):
         "eager_p50": "7.90 ms",
         "throughput": "402 /s",
         "ram": "88.0 MB",
+        "start": "71.0 ms",
         "training": "3 min 8 s",
         "energy": "1.6 Wh",
     }

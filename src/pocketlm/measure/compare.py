@@ -19,8 +19,8 @@ from pocketlm.export.onnx import export
 from pocketlm.export.pack import FORMAT, described_files, shipped_bytes
 from pocketlm.measure.controls import scored_row
 from pocketlm.measure.energy import METHOD_TEXT, Meter, request_energy
+from pocketlm.measure.fresh import peak_ram_bytes, start_ms
 from pocketlm.measure.kinds import by_name, confusions, disagreements
-from pocketlm.measure.memory import peak_ram_bytes
 from pocketlm.measure.zeros import worth_of_zeros
 from pocketlm.metrics import Logits, headline, retention_interval
 from pocketlm.models.load import Classifier, parameters_of
@@ -122,6 +122,10 @@ def compare(
             "teacher": peak_ram_bytes(teacher_pocket, texts[:RAM_TEXTS], threads),
             "pocket": peak_ram_bytes(pocket_folder, texts[:RAM_TEXTS], threads),
         }
+        start = {
+            "teacher": start_ms(teacher_pocket, texts[0], threads),
+            "pocket": start_ms(pocket_folder, texts[0], threads),
+        }
         advance(1)
         request_wh = {name: energy_of(run, texts[:ENERGY_TEXTS]) for name, run in runs.items()}
         with Meter() as meter:
@@ -144,6 +148,7 @@ def compare(
             "parameters": parameters[name],
             "size_bytes": sizes[name],
             "ram_bytes": ram[name],
+            "start_ms": start[name],
             "p50_ms": single.p50(name),
             "p95_ms": single.p95(name),
             "throughput_per_s": batched.texts_per_second(name),

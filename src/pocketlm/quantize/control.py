@@ -15,7 +15,7 @@ from pocketlm.artifact import Artifact
 from pocketlm.data.examples import Examples, load_split
 from pocketlm.export.graph import named_after
 from pocketlm.metrics import headline
-from pocketlm.runtime.pocket import Pocket, session
+from pocketlm.runtime.pocket import Pocket, Text, session
 from pocketlm.task import Task
 from pocketlm.words import WordLogits
 
@@ -66,10 +66,12 @@ class Judge:
 
     def logits(self, graph: Path, most: int | None = None) -> Any:
         """What a graph says of the examples, or of the first of them."""
-        texts = [
-            texts[0] if len(texts) == 1 else (texts[0], texts[1]) for texts in self.examples.texts[:most]
-        ]
-        return self.opened(graph).logits(texts)
+        return self.opened(graph).logits(self.inputs[:most])
+
+    @property
+    def inputs(self) -> list[Text]:
+        """The examples' texts as the runtime takes them."""
+        return [texts[0] if len(texts) == 1 else (texts[0], texts[1]) for texts in self.examples.texts]
 
     def opened(self, graph: Path, threads: int | None = None) -> Pocket:
         """A graph as a pocket."""

@@ -1,4 +1,4 @@
-"""Eight-bit weights: dynamic quantization of matrix products, row-wise quantization of embeddings.
+"""Eight-bit weights: products in integers or in floats, whichever is faster; tables by rows.
 
 Jacob et al. 2018 (https://arxiv.org/abs/1712.05877), section 2.1: w ≈ scale · (q - zero_point).
 
@@ -6,7 +6,8 @@ Deviations: weights are symmetric (zero_point 0), one scale an output channel, a
 bits: on a CPU with AVX2 and no VNNI, the product of an unsigned 8-bit activation and a signed 8-bit
 weight is summed in 16 bits, which 2 · 255 · 127 overflows and 2 · 255 · 64 does not. Activations are
 quantized as they come (one scale a tensor), so no calibration is needed. Embedding rows have a scale
-each and are multiplied out after the look-up.
+each and are multiplied out after the look-up. Where a CPU is slower at products of integers than of floats,
+weights are only stored in 8 bits, all of them used, and multiplied out when the graph is opened.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import onnx
@@ -30,10 +32,16 @@ from onnxruntime.quantization import (
 
 from pocketlm.artifact import Artifact
 from pocketlm.errors import RecipeError
-from pocketlm.quantize.control import Judge, Make, backed_off, products_of
+from pocketlm.quantize.control import Judge, backed_off, products_of
+from pocketlm.runtime.pocket import Pocket, Text
 from pocketlm.stage import Context
+from pocketlm.timing import interleave
+
+Compute = Literal["auto", "int8", "float32"]
 
 SMALLEST_TABLE = 1024
+TIMED_ROUNDS = 100
+WARMUP = 10
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,10 @@ class QuantizeInt8:
     """Quantize the exported graph.
 
     Args:
-        matmuls: Quantize the weights of matrix products; they compute in integers.
+        matmuls: Quantize the weights of matrix products.
         embeddings: Quantize embedding tables; they compute in float32 after the look-up.
+        compute: Of products: `int8`, or `float32` from weights that are stored in 8 bits; `auto` times both
+            on texts of valid, and takes the integers unless they are slower.
         tolerance: What may be lost of the metric on valid, such as 0.005; the products that 8 bits hurt most
             stay in float32 until no more is lost. None does not look.
         keep: Products that stay in float32 in any case, as `pocketlm doctor` names them.
@@ -51,7 +61,9 @@ class QuantizeInt8:
     matmuls: bool = True
     embeddings: bool = True
     tolerance: float | None = 0.005
+    compute: Compute = "auto"
     keep: tuple[str, ...] = ()
+    timed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and self.tolerance < 0:
@@ -60,7 +72,11 @@ class QuantizeInt8:
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `onnx`; adds the figure `quantization`.
 
-        With a tolerance, it has the scores on valid and the products that were kept in float32.
+        With a tolerance, it has the scores on valid and the products that were kept in float32; with `auto`,
+        the median time of a text of both kinds.
+
+        Raises:
+            RecipeError: `keep` names a product that the graph does not have.
         """
         path, source = context.folder / "model.onnx", context.folder / "named.onnx"
         model = onnx.load(artifact.parts["onnx"])
@@ -69,28 +85,49 @@ class QuantizeInt8:
         if unknown:
             raise RecipeError(f"keep names no products {unknown}; the graph has {products}")
         onnx.save(model, source)
-        found: dict[str, Any] = {}
+        compute, found = self._chosen(source, path, artifact)
+
+        def make(path: Path, floats: Sequence[str]) -> None:
+            quantize(source, path, self.matmuls, self.embeddings, [*self.keep, *floats], compute)
+
         if self.matmuls and self.tolerance is not None:
             others = [product for product in products if product not in self.keep]
-            judge = Judge.of(artifact)
-            found = asdict(backed_off(source, path, self._make(source), others, judge, self.tolerance))
+            found |= asdict(backed_off(source, path, make, others, Judge.of(artifact), self.tolerance))
         else:
-            self._make(source)(path, ())
+            make(path, ())
         source.unlink()
         tables = sum(tensor.name.endswith("_codes") for tensor in onnx.load(path).graph.initializer)
         return artifact.with_part("onnx", path).with_figures(
-            quantization={"bits": 8, "matmuls": self.matmuls, "embedding_tables": tables, **found}
-        )
+            quantization={
+                "bits": 8, "matmuls": self.matmuls, "compute": compute, "embedding_tables": tables, **found
+            }
+        )  # fmt: skip
 
-    def _make(self, source: Path) -> Make:
-        def make(path: Path, floats: Sequence[str]) -> None:
-            quantize(source, path, self.matmuls, self.embeddings, [*self.keep, *floats])
+    def _chosen(self, source: Path, path: Path, artifact: Artifact) -> tuple[Compute, dict[str, Any]]:
+        """What products are computed in, and the times that decided it."""
+        if not self.matmuls or self.compute != "auto":
+            return "float32" if not self.matmuls else self.compute, {}
+        judge, runs = Judge.of(artifact), dict[str, Callable[[int], object]]()
+        texts = judge.inputs
+        for kind in ("int8", "float32"):
+            quantize(source, path, self.matmuls, self.embeddings, self.keep, cast(Compute, kind))
+            runs[kind] = partial(_answered, judge.opened(path, 1), texts)
+        taken = interleave(runs, len(texts), TIMED_ROUNDS, WARMUP)
+        slower = taken.ratio("int8", "float32").low > 1
+        return "float32" if slower else "int8", {f"{kind}_ms": taken.p50(kind) for kind in runs}
 
-        return make
+
+def _answered(pocket: Pocket, texts: Sequence[Text], index: int) -> object:
+    return pocket.logits([texts[index]])
 
 
 def quantize(
-    source: Path, target: Path, matmuls: bool = True, embeddings: bool = True, floats: Sequence[str] = ()
+    source: Path,
+    target: Path,
+    matmuls: bool = True,
+    embeddings: bool = True,
+    floats: Sequence[str] = (),
+    compute: Compute = "int8",
 ) -> None:
     """Write a graph with weights of eight bits.
 
@@ -100,17 +137,20 @@ def quantize(
         matmuls: See `QuantizeInt8`, as the next.
         embeddings: See there.
         floats: Nodes that stay in float32, by name.
+        compute: Of products, `int8` or `float32`.
     """
     model = onnx.load(source)
     if embeddings:
         quantize_embeddings(model)
-    if matmuls:
+    if matmuls and compute == "int8":
         staged = target.parent / "embeddings.onnx"
         onnx.save(model, staged)
         quantize_matmuls(staged, target, floats)
         staged.unlink()
-    else:
-        onnx.save(model, target)
+        return
+    if matmuls:
+        store_products(model, floats)
+    onnx.save(model, target)
 
 
 def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -199,3 +239,45 @@ def quantize_matmuls(source: Path, target: Path, floats: Sequence[str] = ()) -> 
         )
     finally:
         logging.disable(level)
+
+
+def store_products(model: onnx.ModelProto, floats: Sequence[str] = ()) -> None:
+    """Store the weights of products in 8 bits, one scale an output channel, in place.
+
+    The graph multiplies them out. A runtime does that once, when it opens the graph, and computes in float32.
+
+    Args:
+        model: A graph in float32.
+        floats: Nodes whose weights stay as they are, by name.
+    """
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    stored: set[str] = set()
+    for node in graph.node:
+        weight = constants.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
+        if (
+            weight is None
+            or node.name in floats
+            or weight.name in stored
+            or np.prod(weight.dims) < SMALLEST_TABLE
+        ):
+            continue
+        turned = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
+        values = numpy_helper.to_array(weight)
+        codes, scale = quantize_rows(values if turned else values.T)
+        name = weight.name
+        for suffix, part in (("codes", codes), ("scale", scale)):
+            part = np.ascontiguousarray(part if turned else part.T)
+            graph.initializer.append(numpy_helper.from_array(part, f"{name}_{suffix}"))
+        stored.add(name)
+    nodes = [*graph.node]
+    del graph.node[:]
+    for name in sorted(stored):
+        graph.node.append(
+            helper.make_node("Cast", [f"{name}_codes"], [f"{name}_float"], to=onnx.TensorProto.FLOAT)
+        )
+        graph.node.append(helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name]))
+    graph.node.extend(nodes)
+    kept = [tensor for tensor in graph.initializer if tensor.name not in stored]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)

@@ -42,7 +42,7 @@ def ledger_rows(ledger: Mapping[str, Any]) -> list[dict[str, str]]:
     Returns:
         One dictionary a row, teacher first, then the pocket, then the controls. Keys: `name`, `kind`,
         `label`, `score`, `interval`, `retention`, `retention_interval` (intervals are empty where
-        unknown), `size`, `parameters`, `p50`, `p95`, `eager_p50`, `throughput`, `ram`, `training`,
+        unknown), `size`, `parameters`, `p50`, `p95`, `eager_p50`, `throughput`, `ram`, `start`, `training`,
         `energy`, and `metric_NAME` for each further metric.
     """
     metric = text(ledger, "metric", "score")
@@ -69,6 +69,7 @@ def columns(ledger: Mapping[str, Any]) -> list[Column]:
         Column("eager_p50", "Eager p50", "median time of one input in eager PyTorch"),
         Column("throughput", "Throughput", "inputs a second, in batches"),
         Column("ram", "RAM", "memory while predicting"),
+        Column("start", "Start", "from the first import to the first answer, in a fresh process"),
         Column("training", "Training", "time to train"),
         Column("energy", "Energy", "energy to train"),
     ]
@@ -136,6 +137,7 @@ def _cells(row: Mapping[str, Any], metric: str, others: list[str]) -> dict[str, 
         "eager_p50": units.milliseconds(row.get("eager_p50_ms")),
         "throughput": units.with_unit(row.get("throughput_per_s"), "/s"),
         "ram": units.megabytes(row.get("ram_bytes")),
+        "start": units.milliseconds(row.get("start_ms")),
         "training": units.seconds(row.get("train_seconds")),
         "energy": units.with_unit(row.get("energy_wh"), "Wh", 2),
     }

@@ -1,4 +1,4 @@
-"""Memory that a pocket takes, read from a process of its own."""
+"""What a pocket takes in a process of its own: memory, and time to the first answer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from pocketlm.runtime.pocket import Text, load
 
 PROC_STATUS = Path("/proc/self/status")
+STARTS = 5
+FIRST_ANSWER = """
+import json, sys, time
+folder, text, threads = json.load(sys.stdin)
+start = time.perf_counter()
+import pocketlm
+pocketlm.load(folder, threads).predict([text if isinstance(text, str) else tuple(text)])
+print(time.perf_counter() - start)
+"""
 
 
 def peak_ram_bytes(
@@ -37,17 +47,41 @@ def peak_ram_bytes(
     load(folder, threads)  # a damaged pocket is told here, not as the end of a child process
     if not PROC_STATUS.exists():
         return None
-    order = json.dumps([str(folder), list(texts), threads, batch_size])
+    report = "from pocketlm.measure.fresh import report_ram; report_ram()"
+    return int(_child(report, [str(folder), list(texts), threads, batch_size]))
+
+
+def start_ms(folder: Path, text: Text, threads: int | None = None) -> float:
+    """Time from the first import to the first answer, median of some fresh processes.
+
+    Args:
+        folder: A pocket, as a folder or as one file.
+        text: A real input.
+        threads: CPU threads; None takes every physical core.
+
+    Returns:
+        Milliseconds; the start of Python itself is not counted.
+
+    Raises:
+        PocketError: the pocket cannot be loaded.
+    """
+    load(folder, threads)
+    order = [str(folder), text, threads]
+    return 1e3 * median(float(_child(FIRST_ANSWER, order)) for _ in range(STARTS))
+
+
+def _child(code: str, order: Sequence[object]) -> str:
+    """What a fresh Python process prints, which reads an order from standard input."""
     child = subprocess.run(
-        [sys.executable, "-c", "from pocketlm.measure.memory import report_ram; report_ram()"],
-        input=order,
+        [sys.executable, "-c", code],
+        input=json.dumps(order),
         capture_output=True,
         text=True,
         encoding="utf-8",
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUTF8": "1"},
     )
-    return int(child.stdout)
+    return child.stdout
 
 
 def report_ram() -> None:

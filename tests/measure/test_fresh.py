@@ -14,8 +14,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from pocketlm.errors import PocketError
-from pocketlm.measure import memory
-from pocketlm.measure.memory import peak_ram_bytes
+from pocketlm.measure import fresh
+from pocketlm.measure.fresh import peak_ram_bytes, start_ms
 from pocketlm.task import Task
 
 EMBEDDING_BYTES = 48 * 2**20
@@ -72,10 +72,21 @@ def test_peak_ram_holds_the_model_and_not_the_parent(tmp_path: Path) -> None:
 def test_peak_ram_is_none_where_the_system_does_not_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "PROC_STATUS", tmp_path / "absent")
+    monkeypatch.setattr(fresh, "PROC_STATUS", tmp_path / "absent")
     assert peak_ram_bytes(write_pocket(tmp_path / "big"), [("film", "film")]) is None
 
 
 def test_peak_ram_of_a_broken_pocket_is_told(tmp_path: Path) -> None:
     with pytest.raises(PocketError, match="is not a pocket"):
         peak_ram_bytes(tmp_path, ["film"])
+
+
+def test_the_first_answer_is_timed_from_the_first_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fresh, "STARTS", 1)
+    folder = write_pocket(tmp_path / "small")
+    took = start_ms(folder, ("film", "f\N{LATIN SMALL LETTER I WITH DIAERESIS}lm"), threads=1)
+    assert 5 < took < 60_000
+    with pytest.raises(PocketError, match="is not a folder"):
+        start_ms(tmp_path / "absent", "film")
