@@ -197,7 +197,7 @@ def prune_cases() -> tuple[Case, ...]:
 
 
 def quantize_cases() -> tuple[Case, ...]:
-    """The default pocket with weights of every kind, on every task; the last three as one coded file."""
+    """The default pocket with weights of every kind, on every task; most of them as one coded file."""
     given, coded = (*ONE_TEACHER, *NO_CONTROLS), ("pack", "coded", True)
     kinds: dict[str, tuple[tuple[Override, ...], dict[str, Any]]] = {
         "float32": ((("int8", "matmuls", False), ("int8", "embeddings", False)), {}),
@@ -205,7 +205,9 @@ def quantize_cases() -> tuple[Case, ...]:
         "8 bits, coded": ((coded,), {}),
         "4 bits, coded": ((coded,), {"qat": {"weight_bits": 4, "embedding_bits": 4}}),
         "three values, coded": ((coded,), {"qat": {"weight_bits": 2, "embedding_bits": 4}}),
-        "shared values, coded": ((coded,), {"share": {}}),
+        "4 bits by GPTQ, coded": ((coded,), {"gptq": {}}),
+        # A row has too many values for a grid of 8 bits.
+        "shared values, coded": ((coded, ("int8", "matmuls", False)), {"share": {}}),
     }
     return tuple(
         Case(task, (0,), name, recipe="default", overrides=(*given, *overrides), more=more)

@@ -52,6 +52,7 @@ from pocketlm.prune.obd import OptimalBrainDamage
 from pocketlm.prune.structured import Structured
 from pocketlm.quantize.aware import QuantizationAware
 from pocketlm.quantize.deep_compression import ShareWeights
+from pocketlm.quantize.gptq import Gptq
 from pocketlm.quantize.int8 import QuantizeInt8
 from pocketlm.stage import Stage
 
@@ -73,6 +74,7 @@ STAGES: dict[str, type] = {
     "obd": OptimalBrainDamage,
     "qat": QuantizationAware,
     "share": ShareWeights,
+    "gptq": Gptq,
     "export": Export,
     "int8": QuantizeInt8,
     "pack": Pack,
@@ -91,6 +93,7 @@ OPTIONAL = (
         "obd",
         "qat",
         "share",
+        "gptq",
         "int8",
     ),
 )

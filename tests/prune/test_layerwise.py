@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from pocketlm.errors import RecipeError
+from pocketlm.models.curvature import DAMPING
 from pocketlm.prune.masks import keep_best
-from pocketlm.prune.sparsegpt import DAMPING, sparsegpt
+from pocketlm.prune.sparsegpt import sparsegpt
 from pocketlm.prune.wanda import wanda, wanda_scores
 
 torch.manual_seed(0)

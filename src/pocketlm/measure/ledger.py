@@ -35,7 +35,7 @@ TEACHER_STAGES = ("finetune",)
 POCKET_STAGES = (
     *("augment", "assistant", "student", "subwords", "tinybert_general", "relations"),
     *("teacher_outputs", "tinybert", "structured", "distill", "magnitude", "movement", "obd"),
-    *("qat", "share", "export", "int8", "pack"),
+    *("qat", "share", "gptq", "export", "int8", "pack"),
 )
 
 

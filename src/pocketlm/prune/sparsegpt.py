@@ -10,16 +10,12 @@ Deviations: inputs that are always zero get zero weights, as in the published co
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
 from pocketlm.errors import RecipeError
+from pocketlm.models.curvature import inverse_factor
 from pocketlm.prune.masks import keep_best, keep_n_of_m
-
-DAMPING = 0.01
-"""λ over the mean of H's diagonal."""
 
 
 @torch.no_grad()
@@ -70,13 +66,3 @@ def sparsegpt(
             left[:, start + place].masked_fill_(~mask[:, place], 0.0)
         left[:, end:] -= errors @ factor[start:end, end:]
     return left.to(weight.dtype)
-
-
-def inverse_factor(gram: Tensor) -> Tensor:
-    """The upper Cholesky factor U of H⁻¹ = Uᵀ U, whose row m is what column m needs, [inputs, inputs]."""
-    damped = gram.detach().double().clone()
-    dead = damped.diagonal() == 0
-    damped.diagonal()[dead] = 1.0
-    damped.diagonal().add_(DAMPING * damped.diagonal().mean())
-    inverse = torch.cholesky_inverse(cast(Tensor, torch.linalg.cholesky(damped)))
-    return cast(Tensor, torch.linalg.cholesky(inverse, upper=True))
