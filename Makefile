@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup check test docs bench bench-distill bench-tickets bench-prune bench-quantize tables demo
+.PHONY: help setup check test docs bench bench-distill bench-tickets bench-prune bench-quantize fuzz tables demo
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -28,6 +28,10 @@ check: setup  ## lint, types, import contracts, spelling, tables up to date
 
 test: setup  ## the quick tests
 	@$(BIN)/python -m pytest
+
+fuzz: setup  ## 10 minutes of broken pockets for the reader
+	@$(BIN)/python -m pip install -q -c constraints.txt atheris
+	@$(BIN)/python tests/fuzz/pocket.py $(ARGS)
 
 docs: setup  ## the docs site, in site/
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'

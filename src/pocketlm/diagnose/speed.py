@@ -60,7 +60,7 @@ def times(pocket: Pocket, graph: Path, floats: Pocket, texts: Sequence[Text]) ->
         WARMUP,
     )
     return Times(
-        taken.p50("pocket"), taken.p50("float"), taken.p50("tokenize"), _operators(pocket, graph, texts)
+        taken.p50("pocket"), taken.p50("float"), taken.p50("tokenize"), operators(pocket, graph, texts)
     )
 
 
@@ -90,8 +90,8 @@ def of_times(taken: Times) -> list[Finding]:
     return found
 
 
-def _operators(pocket: Pocket, graph: Path, texts: Sequence[Text]) -> dict[str, float]:
-    """Share of the graph's own time by operator, over `ROUNDS` texts."""
+def operators(pocket: Pocket, graph: Path, texts: Sequence[Text]) -> dict[str, float]:
+    """Share of a graph's own time by operator, most first, on single texts and one thread."""
     ort: Any = onnxruntime
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
