@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup check test docs bench bench-distill bench-tickets bench-prune bench-quantize fuzz tables demo
+.PHONY: help setup check test test-web web docs bench bench-distill bench-tickets bench-prune bench-quantize fuzz tables demo
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -28,6 +28,12 @@ check: setup  ## lint, types, import contracts, spelling, tables up to date
 
 test: setup  ## the quick tests
 	@$(BIN)/python -m pytest
+
+test-web: setup web  ## pockets in a page, in the Chromium of this machine
+	@$(BIN)/python -m pytest tests/web
+
+web:  ## the libraries of the example page
+	@npm ci --prefix examples/web --ignore-scripts --no-audit --no-fund --loglevel=error
 
 fuzz: setup  ## 10 minutes of broken pockets for the reader
 	@$(BIN)/python -m pip install -q -c constraints.txt atheris
