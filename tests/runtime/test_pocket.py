@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -172,6 +174,18 @@ def test_a_small_pocket_runs_as_many_batches_at_a_time_as_it_has_threads(tmp_pat
     both._session = Meeting()  # type: ignore[assignment]
     np.testing.assert_allclose(both.logits(texts), one.logits(texts), rtol=1e-5, atol=1e-6)
     assert sizes == [20, 20]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked on this system")
+def test_a_forked_process_gets_threads_of_its_own(tmp_path: Path) -> None:
+    shared = load(write_pocket(tmp_path, SINGLE), threads=2)
+    texts = ["a quiet triumph"] * 64
+    wanted = shared.logits(texts)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # one that waits for threads that it has not got is killed
+        os._exit(0 if np.array_equal(shared.logits(texts), wanted) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_large_pocket_answers_one_batch_with_all_threads(

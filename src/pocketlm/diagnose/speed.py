@@ -13,7 +13,7 @@ from typing import Any
 import onnxruntime
 
 from pocketlm.diagnose.finding import Finding
-from pocketlm.runtime.pocket import Pocket, Text, pad
+from pocketlm.runtime.pocket import SLOW_FUSIONS, Pocket, Text, pad
 from pocketlm.timing import interleave
 
 ROUNDS, WARMUP = 100, 20
@@ -99,7 +99,12 @@ def operators(pocket: Pocket, graph: Path, texts: Sequence[Text]) -> dict[str, f
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         options.log_severity_level = 3
-        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            str(graph),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(SLOW_FUSIONS),
+        )
         for text in [*texts][:ROUNDS]:
             padded = pad(pocket.encode([text]), 0)
             session.run(None, {node.name: padded[node.name] for node in session.get_inputs()})

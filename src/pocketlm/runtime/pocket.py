@@ -36,7 +36,7 @@ Text = str | tuple[str, str]
 # Measured up to 7 MB: on one text, a second thread costs more than it takes off the first.
 ONE_THREAD_BYTES = 8_000_000
 # Fewer texts than this are not worth another worker.
-SMALLEST_SHARE = 8
+SMALLEST_SHARE = 4
 # ONNX Runtime's kernel for a sum and its LayerNorm takes five times as long as the two by themselves: half of
 # the time of a model of two layers.
 SLOW_FUSIONS = ("SkipLayerNormFusion",)
@@ -109,6 +109,7 @@ class Pocket:
         self, info: dict[str, Any], session: Session, tokenizer: Tokenizer, workers: int = 1
     ) -> None:
         self.info, self._workers = info, workers
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self.name, self.task, self.max_length = described(info)
         self._session = session
         self._inputs = _graph_inputs(session)
@@ -225,8 +226,13 @@ class Pocket:
 
         if len(batches) < 2 or self._workers == 1:
             return ((rows, run(rows)) for rows in batches)
-        with ThreadPoolExecutor(self._workers) as pool:
-            return list(zip(batches, pool.map(run, batches), strict=True))
+        return list(zip(batches, self._threads().map(run, batches), strict=True))
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """The workers' threads, which are kept; a process that was forked from another has none of its."""
+        if self._pool is None or self._pool[0] != os.getpid():
+            self._pool = os.getpid(), ThreadPoolExecutor(self._workers, thread_name_prefix="pocketlm")
+        return self._pool[1]
 
     def _run(self, encodings: Sequence[Pieces]) -> list[np.ndarray]:
         padded = pad(encodings, self._pad_id)
