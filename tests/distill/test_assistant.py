@@ -69,9 +69,29 @@ def test_the_student_is_cut_out_of_the_assistant_and_asks_it(assisted: Artifact,
     assert store.depth == 2 and np.allclose(store.logits, said, atol=1e-5)
 
 
-def test_without_a_start_there_is_no_assistant(tmp_path: Path) -> None:
+def test_the_assistant_is_made_of_the_lowest_layers_of_the_teacher(tmp_path: Path) -> None:
+    artifact = prepared(tmp_path, SINGLE, train=96)
+    classifier("bert", layers=3).save(tmp_path / "teacher")
+    artifact = artifact.with_part("teacher", tmp_path / "teacher").with_figures(max_length=MAX_LENGTH)
+    still = Assistant(layers=2, epochs=1, learning_rate=1e-12, batch_size=16, precision="fp32")
+    made = still(artifact, context(tmp_path / "stage"))
+    assistant, teacher = loaded(made, "assistant"), loaded(made, "teacher")
+    weights = [[layer.query.weight for layer in layers_of(of.model)] for of in (assistant, teacher)]
+    assert len(weights[0]) == 2 and assistant.tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
+    assert all(torch.allclose(kept, taken) for kept, taken in zip(weights[0], weights[1][:2], strict=True))
+    assert torch.allclose(assistant.model.classifier.weight, teacher.model.classifier.weight)
+    taught = Assistant(layers=2, epochs=8, learning_rate=5e-3, batch_size=16, precision="fp32")
+    curve = taught(artifact, context(tmp_path / "taught")).figures["assistant"]["curve"]
+    assert curve[-1]["train_loss"] < curve[0]["train_loss"]
+
+
+def test_an_assistant_is_made_of_one_model(assisted: Artifact, tmp_path: Path) -> None:
     artifact = prepared(tmp_path, SINGLE)
-    with pytest.raises(RecipeError, match="an assistant is made of the recipe's `start`, and there is none"):
+    with pytest.raises(RecipeError, match="and here there are neither"):
         STAGE(artifact, context(tmp_path / "stage"))
+    with pytest.raises(RecipeError, match="there are both"):
+        Assistant(layers=2)(assisted, context(tmp_path / "both"))
     with pytest.raises(RecipeError, match="epochs=0"):
         Assistant(epochs=0)
+    with pytest.raises(RecipeError, match="layers=0"):
+        Assistant(layers=0)
