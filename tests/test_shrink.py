@@ -186,7 +186,7 @@ def test_the_pocket_says_where_it_comes_from(made: Made, tiny: Tiny) -> None:
     info = made.info
     assert info["name"] == "moods"
     assert info["teacher"] == {"name": "teacher", "source": str(tiny.teacher), "licence": "mit"}
-    assert info["data"]["source"] == str(tiny.data)
+    assert info["data"]["source"] == str(tiny.data) and info["data"]["licence"] is None
     assert info["data"]["rows"] == {"train": 320, "valid": 40, "test": 40}
     assert info["shape"]["layers"] == 2 and info["shape"]["teacher_layers"] == [1, 3]
     assert info["ledger"]["seed"] == 0

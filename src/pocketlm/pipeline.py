@@ -68,6 +68,7 @@ def start(recipe: Recipe, cache_dir: Path, progress: Progress, kind: Kind = "mod
             "teacher_name": sources["teacher_source"].name,
             "data_name": sources["train_source"].name,
             "licence": sources["teacher_source"].licence,
+            "data_licence": sources["train_source"].licence,
             **start_figures,
         },
     )

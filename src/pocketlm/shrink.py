@@ -237,8 +237,20 @@ def write_pocket(folder: Path, artifact: Artifact, costs: Sequence[Cost], recipe
                 "source": recipe.teacher,
                 "licence": figures["licence"],
             },
+            **(
+                {
+                    "start": {
+                        "name": figures["start_name"],
+                        "source": recipe.start,
+                        "licence": figures["start_licence"],
+                    }
+                }
+                if recipe.start
+                else {}
+            ),
             "data": {
                 "source": recipe.data.train,
+                "licence": figures["data_licence"],
                 **{name: figures[name] for name in ("columns", "rows", "dropped", "overlap")},
             },
             "history": list(artifact.history),

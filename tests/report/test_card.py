@@ -31,6 +31,13 @@ def test_a_licence_that_nobody_stated_is_unknown(full: dict[str, Any]) -> None:
     assert front_matter(text)["license"] == "unknown" and "(not stated)" in text
 
 
+def test_the_card_names_every_licence_that_came_with_a_part(full: dict[str, Any]) -> None:
+    assert "The data's is not stated." in card(full) and "starts from" not in card(full)
+    full["data"]["licence"] = "cc-by-4.0"
+    full["start"] = {"name": "MiniLM", "source": "a-folder", "licence": "mit"}
+    assert "That of the model whose weights it starts from is mit. The data's is cc-by-4.0." in card(full)
+
+
 def test_the_card_has_the_measured_figures(full: dict[str, Any]) -> None:
     text = card(full)
     assert markdown_table(full["ledger"]) in text

@@ -58,11 +58,18 @@ def card(pocket: Mapping[str, Any]) -> str:
         "how every figure was measured, `pocket.json` holds them all, with the recipe that makes this pocket",
         "again.",
         "",
-        f"The licence is the teacher's ({teacher['licence'] or 'not stated'}); "
-        "the data may have terms of their own.",
+        f"The licence is the teacher's ({teacher['licence'] or 'not stated'}). {_other_terms(pocket)}",
         "",
     ]
     return "\n".join(lines)
+
+
+def _other_terms(pocket: Mapping[str, Any]) -> str:
+    """What else is in a pocket, and under which licence it came."""
+    found = [("The data's is", section(pocket, "data"))]
+    if "start" in pocket:
+        found.insert(0, ("That of the model whose weights it starts from is", section(pocket, "start")))
+    return " ".join(f"{what} {one.get('licence') or 'not stated'}." for what, one in found)
 
 
 def _index(pocket: Mapping[str, Any]) -> dict[str, Any]:

@@ -214,9 +214,10 @@ def _origin(pocket: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Task", kind),
         ("Teacher", origin or units.NOT_MEASURED),
-        ("Its licence", _known(teacher.get("licence"))),
+        ("Its licence", _known(teacher.get("licence"), "not stated")),
         ("The pocket", ", ".join(drawn) or units.NOT_MEASURED),
         ("Data", _known(data.get("source"))),
+        ("The data's licence", _known(data.get("licence"), "not stated")),
         ("Columns", shorten(", ".join(columns), 300) or units.NOT_MEASURED),
         ("Rows", ", ".join(rows) or units.NOT_MEASURED),
         ("Dropped", shorten(", ".join(dropped), 300) or "nothing"),
