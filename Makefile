@@ -65,9 +65,10 @@ bench-prune: setup  ## structured pruning and sparse students; ARGS='--tasks cri
 	@$(BIN)/python benchmarks/decoders.py
 	@$(BIN)/python scripts/readme_tables.py
 
-bench-quantize: setup  ## few bits, shared values and the LeNets as files; ARGS='--tasks critics' for some of them
+bench-quantize: setup  ## few bits, shared values, the LeNets as files, and the runtime; ARGS='--tasks critics' for some of them
 	@$(BIN)/python benchmarks/run.py quantize $(ARGS)
 	@$(BIN)/python benchmarks/deep_compression.py
+	@$(BIN)/python benchmarks/runtime.py
 	@$(BIN)/python scripts/readme_tables.py
 
 tables: setup  ## rewrite the tables of README and docs from benchmarks/results

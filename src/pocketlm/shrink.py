@@ -229,6 +229,10 @@ def write_pocket(folder: Path, artifact: Artifact, costs: Sequence[Cost], recipe
         for file in artifact.parts["pocket"].iterdir():
             shutil.copyfile(file, made / file.name)
         figures = artifact.figures
+        started = {}
+        if recipe.start is not None:
+            about = {name: figures[f"start_{name}"] for name in ("name", "licence")}
+            started = {"start": {"source": recipe.start, **about}}
         info: dict[str, Any] = {
             **read_info(made),
             "name": folder.name,
@@ -237,17 +241,7 @@ def write_pocket(folder: Path, artifact: Artifact, costs: Sequence[Cost], recipe
                 "source": recipe.teacher,
                 "licence": figures["licence"],
             },
-            **(
-                {
-                    "start": {
-                        "name": figures["start_name"],
-                        "source": recipe.start,
-                        "licence": figures["start_licence"],
-                    }
-                }
-                if recipe.start
-                else {}
-            ),
+            **started,
             "data": {
                 "source": recipe.data.train,
                 "licence": figures["data_licence"],
