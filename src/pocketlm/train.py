@@ -214,7 +214,8 @@ def has_bf16() -> bool:
     """True where bfloat16 matrix products are faster than float32 ones on this CPU or GPU."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_amx_tile_supported())  # pyright: ignore[reportPrivateUsage]
+    cpu = cast(Any, torch.cpu)
+    return bool(cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
 
 
 def _keep_memory() -> None:
