@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup check test test-web web docs bench bench-distill bench-tickets bench-prune bench-quantize fuzz tables demo
+.PHONY: help setup check test test-web test-executorch test-llama web docs bench bench-distill bench-tickets bench-prune bench-quantize fuzz tables demo
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -31,6 +31,18 @@ test: setup  ## the quick tests
 
 test-web: setup web  ## pockets in a page, in the Chromium of this machine
 	@$(BIN)/python -m pytest tests/web
+
+test-executorch: .venv-executorch/.ready  ## pockets as programs for phones, in an environment of their own
+	@.venv-executorch/bin/python -m pytest tests/export/test_executorch.py
+
+.venv-executorch/.ready: pyproject.toml constraints.txt
+	@test -x .venv-executorch/bin/python || $(PYTHON) -m venv .venv-executorch
+	@.venv-executorch/bin/python -m pip install -q -c constraints.txt -e '.[all,dev,executorch]'
+	@touch $@
+
+test-llama: setup  ## exported language models under llama.cpp, which is built first: 7 minutes on two cores
+	@$(BIN)/python -m pip install -q -c constraints.txt llama-cpp-python
+	@$(BIN)/python -m pytest -m slow tests/export/test_llama_cpp.py
 
 web:  ## the libraries of the example page
 	@npm ci --prefix examples/web --ignore-scripts --no-audit --no-fund --loglevel=error

@@ -28,7 +28,7 @@ from typing import Any
 
 from pocketlm.measure.machine import commit, machine, versions
 from pocketlm.progress import Bars
-from pocketlm.recipe import Override, demo, packaged
+from pocketlm.recipe import STAGES, Override, demo, packaged
 from pocketlm.runtime.manifest import read_info
 from pocketlm.shrink import resolved_recipe, shrink
 from pocketlm.sources import DEFAULT_DATA, DEFAULT_TEACHER, MPNET
@@ -97,7 +97,7 @@ class Case:
         teacher: Of `TEACHERS`.
         overrides: Fields of stages that differ from the recipe.
         less: A stage that is left out of the recipe, with the overrides of its fields.
-        more: Stages before `export`, in addition to the recipe's.
+        more: Stages in addition to the recipe's, put where they belong.
         unlabeled: A file below the data folder whose texts the teacher labels, too.
     """
 
@@ -119,10 +119,13 @@ class Case:
         values = packaged(self.recipe)
         stages = [stage if isinstance(stage, dict) else {stage: {}} for stage in values["stages"]]
         stages = [stage for stage in stages if self.less not in stage]
-        place = next(place for place, stage in enumerate(stages) if "export" in stage)
-        added = [{name: dict(fields)} for name, fields in self.more.items()]
+        order = list(STAGES)
+        for name, fields in self.more.items():
+            later = {other for other in order[order.index(name) :] if other != "teacher_outputs"}
+            place = next(place for place, stage in enumerate(stages) if later & {*stage})
+            stages.insert(place, {name: dict(fields)})
         path = folder / f"{self.recipe}.yaml"
-        path.write_text(json.dumps({**values, "stages": [*stages[:place], *added, *stages[place:]]}))
+        path.write_text(json.dumps({**values, "stages": stages}))
         return path
 
 
@@ -199,20 +202,31 @@ def prune_cases() -> tuple[Case, ...]:
 def quantize_cases() -> tuple[Case, ...]:
     """The default pocket with weights of every kind, on every task; most of them as one coded file."""
     given, coded = (*ONE_TEACHER, *NO_CONTROLS), ("pack", "coded", True)
-    kinds: dict[str, tuple[tuple[Override, ...], dict[str, Any]]] = {
-        "float32": ((("int8", "matmuls", False), ("int8", "embeddings", False)), {}),
-        "8 bits": ((), {}),
-        "8 bits, coded": ((coded,), {}),
-        "4 bits, coded": ((coded,), {"qat": {"weight_bits": 4, "embedding_bits": 4}}),
-        "three values, coded": ((coded,), {"qat": {"weight_bits": 2, "embedding_bits": 4}}),
-        "4 bits by GPTQ, coded": ((coded,), {"gptq": {}}),
+    floats: tuple[Override, ...] = (("int8", "matmuls", False), ("int8", "embeddings", False))
+    four = {"qat": {"weight_bits": 4, "embedding_bits": 4}}
+    cases = [
+        Case("", (0,), "float32", overrides=floats),
+        Case("", (0,), "8 bits"),
+        *(
+            Case("", (0,), f"8 bits, {name}", more={"static_int8": {"calibration": name}}, less="int8")
+            for name in ("minmax", "percentile", "entropy")
+        ),
+        Case("", (0,), "4 bits", more={"weight_only": {}}, less="int8"),
+        Case("", (0,), "4 bits, trained", more={**four, "weight_only": {}}, less="int8"),
+        Case("", (0,), "8 bits, coded", overrides=(coded,)),
+        Case("", (0,), "4 bits, coded", overrides=(coded,), more=four),
+        Case(
+            "", (0,), "three values, coded", overrides=(coded,),
+            more={"qat": {"weight_bits": 2, "embedding_bits": 4}},
+        ),
+        Case("", (0,), "4 bits by GPTQ, coded", overrides=(coded,), more={"gptq": {}}),
         # A row has too many values for a grid of 8 bits.
-        "shared values, coded": ((coded, ("int8", "matmuls", False)), {"share": {}}),
-    }
+        Case("", (0,), "shared values, coded", overrides=(coded, floats[0]), more={"share": {}}),
+    ]  # fmt: skip
     return tuple(
-        Case(task, (0,), name, recipe="default", overrides=(*given, *overrides), more=more)
+        replace(case, task=task, recipe="default", overrides=(*given, *case.overrides))
         for task in TASKS
-        for name, (overrides, more) in kinds.items()
+        for case in cases
     )
 
 

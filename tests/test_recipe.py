@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from pocketlm import recipe as recipes
 from pocketlm.cli import main
 from pocketlm.errors import RecipeError
+from pocketlm.quantizing import METHODS
 from pocketlm.recipe import (
     NEEDS_TEACHER_OUTPUTS,
+    ONE_OF,
     OPTIONAL,
     STAGES,
     Recipe,
@@ -30,8 +32,10 @@ from tests.easy import QUICK
 
 BASE: dict[str, Any] = {"teacher": "a-folder", "data": "rows.tsv"}
 DEFAULT = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in read(None)["stages"]]
-EVERY: dict[str, Any] = {"stages": list(STAGES)}
-FIELDS = [(name, field.name) for name, stage in STAGES.items() for field in dataclasses.fields(stage)]
+# All that one recipe may hold: one way of three to quantize the graph.
+TOGETHER = [name for name in STAGES if name not in ONE_OF[1:]]
+EVERY: dict[str, Any] = {"stages": TOGETHER}
+FIELDS = [(name, field.name) for name in TOGETHER for field in dataclasses.fields(STAGES[name])]
 
 
 def stage(recipe: Recipe, name: str) -> Any:
@@ -198,7 +202,7 @@ def test_a_part_of_another_form_is_told_the_right_one(values: dict[str, Any], to
 @pytest.mark.parametrize("left_out", [name for name in STAGES if name not in OPTIONAL])
 def test_a_recipe_without_a_stage_that_others_need_is_refused(left_out: str) -> None:
     # subwords makes a student of its own.
-    told = message({"stages": [name for name in STAGES if name not in (left_out, "subwords")]})
+    told = message({"stages": [name for name in TOGETHER if name not in (left_out, "subwords")]})
     assert "cannot run in a row" in told and left_out in told.split("; give ")[1]
 
 
@@ -214,19 +218,28 @@ def test_a_recipe_without_a_stage_that_others_need_is_refused(left_out: str) -> 
     ],
 )
 def test_some_stages_may_be_left_out(left_out: tuple[str, ...]) -> None:
-    names = [name for name in STAGES if name not in left_out]
+    names = [name for name in TOGETHER if name not in left_out]
     assert len(resolve({**BASE, "stages": names}).stages) == len(names)
 
 
+@pytest.mark.parametrize("name", ONE_OF)
+def test_one_of_three_quantizes_the_graph(name: str) -> None:
+    names = [other for other in STAGES if other == name or other not in ONE_OF]
+    assert len(resolve({**BASE, "stages": names}).stages) == len(names)
+    other = next(other for other in ONE_OF if other != name)
+    told = message({"stages": [one for one in STAGES if one in names or one == other]})
+    assert "only one of int8, static_int8, weight_only" in told
+
+
 def test_stages_out_of_order_or_twice_are_refused() -> None:
-    names = list(STAGES)
+    names = TOGETHER
     assert "cannot run in a row" in message({"stages": [names[1], names[0], *names[2:]]})
     assert "cannot run in a row" in message({"stages": [*names, names[-1]]})
     assert "teacher_outputs" in message({"stages": [name for name in names if name != "teacher_outputs"]})
 
 
 def test_logits_alone_may_be_asked_for_before_there_is_a_student() -> None:
-    names: list[Any] = [name for name in STAGES if name not in ("subwords", "teacher_outputs", "tinybert")]
+    names: list[Any] = [name for name in TOGETHER if name not in ("subwords", "teacher_outputs", "tinybert")]
     place = names.index("student")
     early = [*names[:place], {"teacher_outputs": {"states": []}}, *names[place:]]
     assert len(resolve({**BASE, "stages": early}).stages) == len(early)
@@ -239,7 +252,7 @@ def test_logits_alone_may_be_asked_for_before_there_is_a_student() -> None:
 
 
 def test_settings_win_over_the_set_of_a_recipe_and_that_over_its_stages() -> None:
-    stages = [{"finetune": {"epochs": 2}} if name == "finetune" else name for name in STAGES]
+    stages = [{"finetune": {"epochs": 2}} if name == "finetune" else name for name in TOGETHER]
     values = {**BASE, "stages": stages}
     assert stage(resolve(values), "finetune").epochs == 2
     values["set"] = {"finetune": {"epochs": 4}}
@@ -369,7 +382,7 @@ def test_operating_points_and_the_papers_methods_are_packaged() -> None:
     named = {"default", "smaller", "from-base", "from-base-smaller", "demo"}
     papers = {"distilbert", "relations", "subwords", "tinybert"}
     pruned = {"magnitude", "movement", "obd", "structured"}
-    assert named | papers | pruned == {*recipes.packaged_names()}
+    assert named | papers | pruned | {*METHODS} == {*recipes.packaged_names()}
 
 
 def test_an_unknown_recipe_is_told_the_names() -> None:

@@ -21,8 +21,10 @@ from pocketlm.errors import MissingExtraError
 if TYPE_CHECKING:
     from pocketlm.bench import bench
     from pocketlm.doctor import doctor
+    from pocketlm.exporting import export_model
     from pocketlm.pruning import prune_decoder, prune_student
     from pocketlm.push import push
+    from pocketlm.quantizing import quantize_model
     from pocketlm.runtime.pocket import Pocket, Prediction, load
     from pocketlm.shrink import distill_student, shrink
     from pocketlm.tickets import tickets
@@ -33,10 +35,12 @@ __all__ = [
     "bench",
     "distill_student",
     "doctor",
+    "export_model",
     "load",
     "prune_decoder",
     "prune_student",
     "push",
+    "quantize_model",
     "shrink",
     "tickets",
 ]
@@ -49,9 +53,11 @@ _HOMES = {
     "bench": "pocketlm.bench",
     "distill_student": "pocketlm.shrink",
     "doctor": "pocketlm.doctor",
+    "export_model": "pocketlm.exporting",
     "prune_decoder": "pocketlm.pruning",
     "prune_student": "pocketlm.pruning",
     "push": "pocketlm.push",
+    "quantize_model": "pocketlm.quantizing",
     "shrink": "pocketlm.shrink",
     "tickets": "pocketlm.tickets",
 }

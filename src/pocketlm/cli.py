@@ -121,8 +121,6 @@ def shrink(
     """Make a small, measured model from a teacher and data; without arguments, the demo's."""
     from pocketlm import shrink as run_shrink
     from pocketlm.progress import Bars
-    from pocketlm.report.table import ledger_table
-    from pocketlm.runtime.manifest import read_info
 
     folder = run_shrink(
         teacher,
@@ -139,12 +137,7 @@ def shrink(
         progress=Bars(),
         overrides=_overrides(set_, text, label, group, task, stratify, train_rows, fine_tune, no_controls),
     )
-    ledger = read_info(folder)["ledger"]
-    console = Console()
-    console.print(ledger_table(ledger))
-    for verdict in ledger["verdicts"]:
-        console.print(verdict, style="yellow", markup=False)
-    print(folder / "report.html")
+    _print_pocket(folder)
 
 
 @app.command()
@@ -285,6 +278,53 @@ def prune(
         found = pruned_decoder(folder)
         print(f"perplexity: {found['perplexity']:.2f}, before {found['perplexity_before']:.2f}")
     print(folder)
+
+
+@app.command()
+def quantize(
+    model: Annotated[str | None, typer.Argument(help="As the teacher of shrink; a pocket, too.")] = None,
+    data: DataOption = None,
+    valid: ValidOption = None,
+    test: TestOption = None,
+    revision: RevisionOption = None,
+    method: Annotated[
+        str,
+        typer.Option("--method", help="int8, static_int8, weight_only, gptq, qat or share."),
+    ] = "int8",
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    group: GroupOption = None,
+    task: TaskOption = None,
+    stratify: StratifyOption = False,
+    train_rows: RowsOption = None,
+    fine_tune: FineTuneOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The pocket's folder; default: quantized/NAME.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another recipe's pocket.")] = False,
+    threads: ThreadsOption = None,
+) -> None:
+    """Give a whole model weights of fewer bits, and measure what that costs; nothing is cut."""
+    from pocketlm import quantize_model
+    from pocketlm.progress import Bars
+
+    folder = quantize_model(
+        model,
+        data,
+        method=method,
+        valid=valid,
+        test=test,
+        revision=revision,
+        overrides=_overrides(set_, text, label, group, task, stratify, train_rows, fine_tune),
+        seed=seed,
+        out=out,
+        overwrite=overwrite,
+        threads=threads,
+        progress=Bars(),
+    )
+    _print_pocket(folder)
 
 
 @app.command()
@@ -451,6 +491,36 @@ def doctor(
 
 
 @app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(help="A pocket's folder; to gguf, a model that writes, as of prune --corpus.")
+    ],
+    to: Annotated[str, typer.Option("--to", help="executorch (.pte, for phones) or gguf (for llama.cpp).")],
+    weights: Annotated[str, typer.Option("--weights", help="Of gguf: F32, F16, Q8_0 or Q4_0.")] = "Q8_0",
+    revision: RevisionOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file; default: NAME.pte or NAME.gguf.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a model for another runtime; ONNX and safetensors are in every pocket."""
+    from pocketlm import export_model
+    from pocketlm.progress import Bars
+
+    print(
+        export_model(
+            model,
+            to,
+            revision=revision,
+            weights=cast(Any, weights),
+            out=out,
+            overwrite=overwrite,
+            progress=Bars(),
+        )
+    )
+
+
+@app.command()
 def push(
     pocket: Annotated[Path, typer.Argument(help="A pocket's folder.")],
     repo: Annotated[str, typer.Argument(help="ORG/NAME on the Hub; made where it does not exist.")],
@@ -498,6 +568,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if code == INTERRUPTED:  # some versions of typer turn Ctrl-C into this code themselves
         errors.print("stopped; the same command goes on from here", markup=False)
     sys.exit(code or 0)
+
+
+def _print_pocket(folder: Path) -> None:
+    """The ledger of a new pocket, what has to be said of it, and where its report is."""
+    from pocketlm.report.table import ledger_table
+    from pocketlm.runtime.manifest import read_info
+
+    ledger = read_info(folder)["ledger"]
+    console = Console()
+    console.print(ledger_table(ledger))
+    for verdict in ledger["verdicts"]:
+        console.print(verdict, style="yellow", markup=False)
+    print(folder / "report.html")
 
 
 def _overrides(

@@ -26,7 +26,6 @@ from pocketlm.quantize.control import Judge, products_of, ranking
 from pocketlm.quantize.int8 import quantize
 from pocketlm.recipe import Override
 from pocketlm.runtime.manifest import MODEL, TOKENIZER
-from pocketlm.runtime.pocket import pad
 
 COMPARED_TEXTS = 128
 TRACED_TEXTS = 32
@@ -112,7 +111,7 @@ def doctor(
         products = products_of(graph)
         onnx.save(graph, floats)
         advance(1)
-        feeds = [pad([pieces], 0) for pieces in loaded.encode(shown[:TRACED_TEXTS])]
+        feeds = judge.feeds(pocket / MODEL, TRACED_TEXTS)
         compared, weights = values(floats, pocket / MODEL, feeds), maps(floats, pocket / MODEL)
         findings += [*of_graphs(compared, weights), *of_outliers(compared)]
         advance(1)

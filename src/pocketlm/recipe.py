@@ -31,6 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 from pocketlm.data.prepare import Prepare
 from pocketlm.distill.assistant import Assistant
 from pocketlm.distill.augment import Augment
+from pocketlm.distill.calibrate import Calibrate
 from pocketlm.distill.layers import Distill
 from pocketlm.distill.relations import Relations
 from pocketlm.distill.subwords import Subwords
@@ -51,9 +52,11 @@ from pocketlm.prune.movement import Movement
 from pocketlm.prune.obd import OptimalBrainDamage
 from pocketlm.prune.structured import Structured
 from pocketlm.quantize.aware import QuantizationAware
+from pocketlm.quantize.calibrated import StaticInt8
 from pocketlm.quantize.deep_compression import ShareWeights
 from pocketlm.quantize.gptq import Gptq
 from pocketlm.quantize.int8 import QuantizeInt8
+from pocketlm.quantize.weight_only import WeightOnly
 from pocketlm.stage import Stage
 
 STAGES: dict[str, type] = {
@@ -75,27 +78,21 @@ STAGES: dict[str, type] = {
     "qat": QuantizationAware,
     "share": ShareWeights,
     "gptq": Gptq,
+    "calibrate": Calibrate,
     "export": Export,
     "int8": QuantizeInt8,
+    "static_int8": StaticInt8,
+    "weight_only": WeightOnly,
     "pack": Pack,
     "controls": Controls,
     "measure": Measure,
 }
+ONE_OF = ("int8", "static_int8", "weight_only")
+"""At most one of these quantizes the graph."""
 OPTIONAL = (
-    *("augment", "assistant", "subwords", "tinybert_general", "relations"),
-    *(
-        "teacher_outputs",
-        "tinybert",
-        "structured",
-        "distill",
-        "magnitude",
-        "movement",
-        "obd",
-        "qat",
-        "share",
-        "gptq",
-        "int8",
-    ),
+    *("augment", "assistant", "subwords", "tinybert_general", "relations", "teacher_outputs", "tinybert"),
+    *("structured", "distill", "magnitude", "movement", "obd", "qat", "share", "gptq", "calibrate"),
+    *ONE_OF,
 )
 NEEDS_TEACHER_OUTPUTS = ("tinybert", "structured", "distill", "magnitude", "movement", "obd", "qat", "share")
 KEYS = ("teacher", "revision", "start", "data", "seed", "stages", "set")
@@ -338,6 +335,10 @@ def _check_order(names: Sequence[str], logits_only: bool) -> None:
 
     The teacher's logits do not depend on the student, and may be asked for before there is one.
     """
+    if len({*names} & {*ONE_OF}) > 1:
+        raise RecipeError(
+            f"stages: only one of {', '.join(ONE_OF)} can quantize the graph; leave the others out"
+        )
     order = list(STAGES)
     if logits_only and "student" in names and "teacher_outputs" in names[: names.index("student")]:
         order.remove("teacher_outputs")

@@ -124,7 +124,7 @@ def distill_student(
     check_output(folder, resolved.sha256, overwrite, "student", training_of)
     stages = [STAGE_NAMES[type(stage)] for stage in resolved.stages]
     trained = stages[stages.index("export") - 1]
-    if trained not in NEEDS_TEACHER_OUTPUTS:
+    if trained not in (*NEEDS_TEACHER_OUTPUTS, "calibrate"):
         raise RecipeError(
             f"the recipe's last stage before export is {trained}; add one that trains the student: "
             f"{', '.join(NEEDS_TEACHER_OUTPUTS)}"

@@ -158,18 +158,19 @@ def control(score: float, label: str = "TF-IDF") -> dict[str, Any]:
 
 
 def test_nothing_is_said_of_a_pocket_that_beats_them_all() -> None:
-    assert verdicts({"score": 0.9}, [control(0.8), control(0.899)], RATIOS) == []
+    assert verdicts({"score": 0.9}, [control(0.8), control(0.899)], RATIOS, True) == []
 
 
 @pytest.mark.parametrize("score", [0.9, 0.95])
 def test_a_control_that_is_as_good_is_named_with_both_scores(score: float) -> None:
-    (told,) = verdicts({"score": 0.9}, [control(0.5, "other"), control(score)], RATIOS)
+    (told,) = verdicts({"score": 0.9}, [control(0.5, "other"), control(score)], RATIOS, True)
     assert told == f"A cheaper control is as good: TF-IDF scores {score:.3f}, the pocket 0.900."
 
 
 def test_skipped_controls_are_told() -> None:
-    (told,) = verdicts({"score": 0.9}, [], RATIOS)
+    (told,) = verdicts({"score": 0.9}, [], RATIOS, True)
     assert told.startswith("The controls were skipped")
+    assert verdicts({"score": 0.9}, [], RATIOS, False) == []  # nothing was distilled
 
 
 @pytest.mark.parametrize("low", [0.5, 1.0])
@@ -184,7 +185,7 @@ def test_a_speed_up_that_is_not_certain_is_told(low: float) -> None:
 
 def test_all_that_speaks_against_a_pocket_is_told_together() -> None:
     ratios = {**RATIOS, "faster_x": {"median": 0.9, "low": 0.8, "high": 1.1}}
-    told = verdicts({"score": 0.5}, [control(0.6), control(0.7, "static")], ratios)
+    told = verdicts({"score": 0.5}, [control(0.6), control(0.7, "static")], ratios, True)
     assert len(told) == 3
 
 

@@ -59,6 +59,18 @@ def test_what_ships_in_one_file_is_told(full: dict[str, Any]) -> None:
     assert "`model.pocket` is all that a device needs" in card(full)
 
 
+def test_what_opens_the_weights_is_told(full: dict[str, Any]) -> None:
+    assert "for `AutoModelForSequenceClassification` of transformers." in card(full)
+    for kind, told in (
+        ("tokens", "AutoModelForTokenClassification"),
+        ("joint", "the intent and not the slots"),
+    ):
+        full["task"]["kind"] = kind
+        assert told in card(full)
+    full["history"] = ["Structured(speedup=8.0)"]
+    assert "opens in pocketlm alone" in card(full) and "AutoModel" not in card(full)
+
+
 def test_rows_that_the_training_has_seen_are_told(full: dict[str, Any]) -> None:
     full["data"].update(rows={"train": 100, "valid": 10, "test": 40}, overlap={"valid": 0, "test": 0})
     assert "trained on 100 rows and measured on 40 that it never saw." in card(full)

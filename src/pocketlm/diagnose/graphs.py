@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from pocketlm.diagnose.finding import Finding
-from pocketlm.export.graph import named_after
+from pocketlm.export.graph import named_after, session_with
 
 BROKEN = 0.5
 """Relative error of a value beyond which its graph is damaged: 8 bits cost some hundredths."""
@@ -34,7 +33,6 @@ FLOATS = (
     "Attention",
     "Gather",
     "Gelu",
-    "Gemm",
     "LayerNormalization",
     "MatMul",
     "Mul",
@@ -97,7 +95,7 @@ def values(float_graph: Path, pocket_graph: Path, feeds: Feeds) -> list[Value]:
     wanted = [node.output[0] for node in nodes]
     squares = {name: np.zeros(2) for name in wanted}  # of the difference and of the value
     outliers = dict.fromkeys(wanted, 0.0)
-    runs = [_session(model, wanted) for model in (theirs, ours)]
+    runs = [session_with(model, wanted) for model in (theirs, ours)]
     for feed in feeds:
         floats, said = (_run(run, wanted, feed) for run in runs)
         for node in nodes:
@@ -122,18 +120,15 @@ def maps(float_graph: Path, pocket_graph: Path) -> list[Map]:
     floats = {tensor.name: tensor for tensor in theirs.graph.initializer}
     found: list[Map] = []
     for node in theirs.graph.node:
-        weight = floats.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
+        weight = floats.get(node.input[1]) if node.op_type == "MatMul" else None
         if weight is None:
             continue
         wanted = numpy_helper.to_array(weight)
         got, saturated = _weights(constants, node.input[1])
         if got is None:
             continue
-        # A Gemm's weight is turned round when it is quantized.
-        ways = [way for way in (got, got.T) if way.shape == wanted.shape]
-        error = min(
-            (_root(np.square(way - wanted).sum(), np.square(wanted).sum()) for way in ways), default=1.0
-        )
+        same = got.shape == wanted.shape
+        error = _root(np.square(got - wanted).sum(), np.square(wanted).sum()) if same else 1.0
         found.append(Map(node.name, error, saturated))
     return found
 
@@ -168,7 +163,7 @@ def of_graphs(compared: Iterable[Value], weights: Iterable[Map]) -> list[Finding
 
 def of_outliers(compared: Iterable[Value]) -> list[Finding]:
     """Products whose input has outliers: one scale a tensor leaves few steps for all else."""
-    found = [one for one in compared if one.operator in ("MatMul", "Gemm") and one.outlier > OUTLIER]
+    found = [one for one in compared if one.operator == "MatMul" and one.outlier > OUTLIER]
     worst = sorted(found, key=lambda one: -one.outlier)
     return [
         Finding(
@@ -203,16 +198,3 @@ def _root(wrong: float, whole: float) -> float:
 def _run(session: Any, wanted: Sequence[str], feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     taken = {node.name: feed[node.name] for node in session.get_inputs()}
     return dict(zip(wanted, session.run(list(wanted), taken), strict=True))
-
-
-def _session(model: onnx.ModelProto, outputs: Sequence[str]) -> Any:
-    """A graph that also returns the values between its operators."""
-    known = {output.name for output in model.graph.output}
-    model.graph.output.extend(
-        cast(Any, helper).make_empty_tensor_value_info(name) for name in outputs if name not in known
-    )
-    ort: Any = onnxruntime
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, numpy_helper
+import onnxruntime
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,29 @@ def drop_unused(graph: onnx.GraphProto) -> None:
         cast(list[object], field).extend(left)
 
 
+def split_gemms(model: onnx.ModelProto) -> None:
+    """Write maps as MatMul, their weights [inputs, outputs], and Add, in place."""
+    found, nodes = Graph.of(model.graph), list[NodeProto]()
+    for node in model.graph.node:
+        fields = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        weight = found.array(node.input[1]) if node.op_type == "Gemm" else None
+        plain = fields.get("alpha", 1) == fields.get("beta", 1) == 1 and not fields.get("transA")
+        if weight is None or not plain:
+            nodes.append(node)
+            continue
+        (output,), name, bias = node.output, node.input[1], node.input[2:]
+        if fields.get("transB"):
+            name = f"{name}.turned"
+            turned = numpy_helper.from_array(np.ascontiguousarray(weight.T), name)
+            model.graph.initializer.append(turned)
+        product = f"{output}.product" if bias else output
+        nodes.append(helper.make_node("MatMul", [node.input[0], name], [product]))
+        nodes += [helper.make_node("Add", [product, *bias], [output])] if bias else []
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    drop_unused(model.graph)
+
+
 def named_after(model: onnx.ModelProto) -> dict[str, str]:
     """What every value is of: the module whose weights, or else whose bias, makes it."""
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -80,5 +105,18 @@ def named_after(model: onnx.ModelProto) -> dict[str, str]:
 def _module(weight: str) -> str:
     """`encoder.layer.0.output.dense` of `model.bert.encoder.layer.0.output.dense.bias`."""
     inside = re.sub(r"^model\.", "", weight)
-    inside = re.sub(r"\.(weight|bias|product|codes|rest)$", "", inside)
+    inside = re.sub(r"\.(weight|bias|product|codes|rest)(\.turned)?$", "", inside)
     return re.sub(r"^(bert|mpnet|roberta|electra|distilbert|deberta|albert)\.", "", inside)
+
+
+def session_with(model: onnx.ModelProto, outputs: Sequence[str]) -> Any:
+    """Open a graph so that it also returns values between its operators, which are not fused."""
+    known = {output.name for output in model.graph.output}
+    model.graph.output.extend(
+        cast(Any, helper).make_empty_tensor_value_info(name) for name in outputs if name not in known
+    )
+    ort: Any = onnxruntime
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -26,13 +26,14 @@ from pocketlm.data.examples import load_split
 from pocketlm.errors import PocketError
 from pocketlm.export.first_position import read_first_position
 from pocketlm.export.fuse import fuse_attention
+from pocketlm.export.graph import split_gemms
 from pocketlm.models.load import Classifier
 from pocketlm.runtime.pocket import session
 from pocketlm.stage import Context
 from pocketlm.task import Task
 
 OPSET = 23
-CHECKED_EXAMPLES = 64
+CHECKED_EXAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def graph_outputs(task: Task) -> list[str]:
     return [*(["logits"] if task.outputs else []), *(["word_logits"] if task.word_outputs else [])]
 
 
-class _Logits(nn.Module):
+class Logits(nn.Module):
     """A classifier as a function of plain tensors."""
 
     def __init__(self, model: nn.Module, names: Sequence[str], outputs: Sequence[str]) -> None:
@@ -79,6 +80,7 @@ class _Logits(nn.Module):
         self.model, self.names, self.outputs = model, names, outputs
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the graph returns, of what it takes."""
         said = self.model(**dict(zip(self.names, inputs, strict=True)))
         return tuple(said[name] for name in self.outputs)
 
@@ -95,8 +97,8 @@ def export(classifier: Classifier, path: Path) -> None:
     inputs = classifier.inputs(encoded, [0, 1])
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     outputs = graph_outputs(classifier.task)
-    model = _Logits(classifier.model, list(inputs), outputs).eval()
-    with _quiet(), fused_attention(classifier.model):
+    model = Logits(classifier.model, list(inputs), outputs).eval()
+    with quiet(), fused_attention(classifier.model):
         program = torch.onnx.export(
             model,
             tuple(inputs.values()),
@@ -111,6 +113,7 @@ def export(classifier: Classifier, path: Path) -> None:
     forget_origin(graph)
     fuse_attention(graph)
     read_first_position(graph)
+    split_gemms(graph)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, path)
 
@@ -155,7 +158,7 @@ def largest_difference(classifier: Classifier, path: Path, texts: Sequence[Seque
 
 
 @contextlib.contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
     """The exporter talks through print, logging and warnings; none of it helps a user."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

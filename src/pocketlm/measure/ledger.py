@@ -35,7 +35,12 @@ TEACHER_STAGES = ("finetune",)
 POCKET_STAGES = (
     *("augment", "assistant", "student", "subwords", "tinybert_general", "relations"),
     *("teacher_outputs", "tinybert", "structured", "distill", "magnitude", "movement", "obd"),
-    *("qat", "share", "gptq", "export", "int8", "pack"),
+    *("qat", "share", "gptq", "calibrate", "export", "int8", "static_int8", "weight_only", "pack"),
+)
+# Stages after which a pocket may be no better than the same student without its teacher.
+LEARNING = (
+    *("tinybert_general", "relations", "tinybert", "structured", "distill"),
+    *("magnitude", "movement", "obd"),
 )
 
 
@@ -81,7 +86,7 @@ def ledger(figures: Mapping[str, Any], costs: Sequence[Cost], seed: int) -> dict
         "curves": curves(figures),
         "bill": bill(measured, costs),
         "verdicts": [
-            *verdicts(pocket, controls, measured["ratios"]),
+            *verdicts(pocket, controls, measured["ratios"], any(cost.stage in LEARNING for cost in costs)),
             *([told(measured["zeros"], pocket["ram_bytes"])] if "zeros" in measured else []),
             *not_in_train(figures),
             *from_stored(figures),
@@ -169,7 +174,10 @@ def bill(measured: Mapping[str, Any], costs: Sequence[Cost]) -> dict[str, Any]:
 
 
 def verdicts(
-    pocket: Mapping[str, Any], controls: Sequence[Mapping[str, Any]], ratios: Mapping[str, Any]
+    pocket: Mapping[str, Any],
+    controls: Sequence[Mapping[str, Any]],
+    ratios: Mapping[str, Any],
+    distilled: bool,
 ) -> list[str]:
     """What an honest report has to say first."""
     beaten = [
@@ -179,7 +187,7 @@ def verdicts(
         if control["score"] >= pocket["score"]
     ]
     skipped = "The controls were skipped: nothing here shows that distillation was worth it."
-    return [*beaten, *slower(ratios), *([] if controls else [skipped])]
+    return [*beaten, *slower(ratios), *([skipped] if distilled and not controls else [])]
 
 
 def not_in_train(figures: Mapping[str, Any]) -> list[str]:

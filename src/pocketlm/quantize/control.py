@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,9 +13,10 @@ from tokenizers import Tokenizer
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import Examples, load_split
+from pocketlm.errors import RecipeError
 from pocketlm.export.graph import named_after
 from pocketlm.metrics import headline
-from pocketlm.runtime.pocket import Pocket, Text, session
+from pocketlm.runtime.pocket import Pocket, Text, pad, session
 from pocketlm.task import Task
 from pocketlm.words import WordLogits
 
@@ -58,11 +59,11 @@ class Judge:
     examples: Examples
 
     @classmethod
-    def of(cls, artifact: Artifact) -> Self:
-        """On valid, for the graphs of the parts `data` and `student`."""
+    def of(cls, artifact: Artifact, split: str = "valid") -> Self:
+        """On a split, for the graphs of the parts `data` and `student`."""
         tokenizer = artifact.parts["student"] / "tokenizer.json"
-        valid = load_split(artifact.parts["data"], "valid")
-        return cls(artifact.task, artifact.figures["max_length"], tokenizer, valid)
+        examples = load_split(artifact.parts["data"], split)
+        return cls(artifact.task, artifact.figures["max_length"], tokenizer, examples)
 
     def logits(self, graph: Path, most: int | None = None) -> Any:
         """What a graph says of the examples, or of the first of them."""
@@ -72,6 +73,10 @@ class Judge:
     def inputs(self) -> list[Text]:
         """The examples' texts as the runtime takes them."""
         return [texts[0] if len(texts) == 1 else (texts[0], texts[1]) for texts in self.examples.texts]
+
+    def feeds(self, graph: Path, most: int | None = None) -> list[dict[str, np.ndarray]]:
+        """What a graph is given for the examples, or the first of them: one each, so without padding."""
+        return [pad([pieces], 0) for pieces in self.opened(graph).encode(self.inputs[:most])]
 
     def opened(self, graph: Path, threads: int | None = None) -> Pocket:
         """A graph as a pocket."""
@@ -97,11 +102,51 @@ def products_of(model: onnx.ModelProto) -> list[str]:
     weights, owners = {tensor.name for tensor in model.graph.initializer}, named_after(model)
     found: dict[str, None] = {}
     for node in model.graph.node:
-        if node.op_type in ("MatMul", "Gemm") and weights & {*node.input}:
+        if node.op_type == "MatMul" and weights & {*node.input}:
             name = owners.get(node.output[0], "product")
             node.name = name if name not in found else f"{name}_{len(found)}"
             found[node.name] = None
     return list(found)
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Of a stage's field.
+
+    Raises:
+        RecipeError: it is below 0.
+    """
+    if tolerance is not None and tolerance < 0:
+        raise RecipeError(f"tolerance={tolerance} is out of range; allowed: 0 or more, or null")
+
+
+def named(artifact: Artifact, folder: Path, keep: Sequence[str]) -> tuple[Path, list[str]]:
+    """The exported graph with its products named, in a folder, and the products that may be quantized.
+
+    Raises:
+        RecipeError: `keep`, which may not, names a product that the graph does not have.
+    """
+    model, source = onnx.load(artifact.parts["onnx"]), folder / "named.onnx"
+    products = products_of(model)
+    unknown = sorted({*keep} - {*products})
+    if unknown:
+        raise RecipeError(f"keep names no products {unknown}; the graph has {products}")
+    onnx.save(model, source)
+    return source, [product for product in products if product not in keep]
+
+
+def controlled(
+    source: Path,
+    target: Path,
+    make: Make,
+    products: Sequence[str],
+    artifact: Artifact,
+    tolerance: float | None,
+) -> dict[str, Any]:
+    """Quantize within a tolerance, see `backed_off`, and say what was found; None only quantizes."""
+    if tolerance is None:
+        make(target, ())
+        return {}
+    return asdict(backed_off(source, target, make, products, Judge.of(artifact), tolerance))
 
 
 def backed_off(

@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -31,8 +31,7 @@ from onnxruntime.quantization import (
 )
 
 from pocketlm.artifact import Artifact
-from pocketlm.errors import RecipeError
-from pocketlm.quantize.control import Judge, backed_off, products_of
+from pocketlm.quantize.control import Judge, check_tolerance, controlled, named
 from pocketlm.runtime.pocket import Pocket, Text
 from pocketlm.stage import Context
 from pocketlm.timing import interleave
@@ -66,8 +65,7 @@ class QuantizeInt8:
     timed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.tolerance is not None and self.tolerance < 0:
-            raise RecipeError(f"tolerance={self.tolerance} is out of range; allowed: 0 or more, or null")
+        check_tolerance(self.tolerance)
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `onnx`; adds the figure `quantization`.
@@ -78,23 +76,15 @@ class QuantizeInt8:
         Raises:
             RecipeError: `keep` names a product that the graph does not have.
         """
-        path, source = context.folder / "model.onnx", context.folder / "named.onnx"
-        model = onnx.load(artifact.parts["onnx"])
-        products = products_of(model)
-        unknown = sorted({*self.keep} - {*products})
-        if unknown:
-            raise RecipeError(f"keep names no products {unknown}; the graph has {products}")
-        onnx.save(model, source)
+        path = context.folder / "model.onnx"
+        source, products = named(artifact, context.folder, self.keep)
         compute, found = self._chosen(source, path, artifact)
 
         def make(path: Path, floats: Sequence[str]) -> None:
             quantize(source, path, self.matmuls, self.embeddings, [*self.keep, *floats], compute)
 
-        if self.matmuls and self.tolerance is not None:
-            others = [product for product in products if product not in self.keep]
-            found |= asdict(backed_off(source, path, make, others, Judge.of(artifact), self.tolerance))
-        else:
-            make(path, ())
+        tolerance = self.tolerance if self.matmuls else None
+        found |= controlled(source, path, make, products, artifact, tolerance)
         source.unlink()
         tables = sum(tensor.name.endswith("_codes") for tensor in onnx.load(path).graph.initializer)
         return artifact.with_part("onnx", path).with_figures(
@@ -153,16 +143,17 @@ def quantize(
     onnx.save(model, target)
 
 
-def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantize_rows(table: np.ndarray, highest: int = 127) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric 8-bit rows: table ≈ scale · q.
 
     Args:
         table: Float [rows, width].
+        highest: Largest code; 64 uses 7 bits.
 
     Returns:
         q, int8 [rows, width]; scale, float32 [rows, 1]. The error is at most scale / 2.
     """
-    scale: np.ndarray = np.abs(table).max(axis=1, keepdims=True).astype(np.float32) / 127
+    scale: np.ndarray = np.abs(table).max(axis=1, keepdims=True).astype(np.float32) / highest
     scale[scale == 0] = 1.0
     return np.round(table / scale).astype(np.int8), scale
 
@@ -170,7 +161,7 @@ def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def quantize_embeddings(model: onnx.ModelProto) -> int:
     """Store every embedding table of a graph in 8 bits, in place; returns how many there were."""
     graph = model.graph
-    tables = _tables(graph)
+    tables = tables_of(graph)
     nodes: list[onnx.NodeProto] = []
     done: dict[str, bool] = {}
     for node in graph.node:
@@ -190,14 +181,11 @@ def quantize_embeddings(model: onnx.ModelProto) -> int:
             helper.make_node("Cast", [f"{output}_codes"], [f"{output}_float"], to=onnx.TensorProto.FLOAT),
             helper.make_node("Mul", [f"{output}_float", f"{output}_scale"], [output]),
         ]
-    kept = [tensor for tensor in graph.initializer if tensor.name not in done]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(kept)
+    with_nodes(graph, nodes)
     return len(done)
 
 
-def _tables(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+def tables_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Large float matrices that are looked up by rows and used in no other way, as tied weights are."""
     found = {
         tensor.name: tensor
@@ -230,9 +218,8 @@ def quantize_matmuls(source: Path, target: Path, floats: Sequence[str] = ()) -> 
         quantize_dynamic(
             cast(Any, source),
             cast(Any, target),
-            op_types_to_quantize=["MatMul", "Gemm"],
-            # A Gemm becomes a MatMul of this name before.
-            nodes_to_exclude=[*floats, *(f"{name}_MatMul" for name in floats)],
+            op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=[*floats],
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=True,
@@ -250,34 +237,37 @@ def store_products(model: onnx.ModelProto, floats: Sequence[str] = ()) -> None:
         model: A graph in float32.
         floats: Nodes whose weights stay as they are, by name.
     """
-    graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    stored: set[str] = set()
-    for node in graph.node:
-        weight = constants.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
-        if (
-            weight is None
-            or node.name in floats
-            or weight.name in stored
-            or np.prod(weight.dims) < SMALLEST_TABLE
-        ):
-            continue
-        turned = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
-        values = numpy_helper.to_array(weight)
-        codes, scale = quantize_rows(values if turned else values.T)
-        name = weight.name
+    graph, nodes = model.graph, list[onnx.NodeProto]()
+    for name, weight in weights_of(graph, floats).items():
+        codes, scale = quantize_rows(weight.T)
         for suffix, part in (("codes", codes), ("scale", scale)):
-            part = np.ascontiguousarray(part if turned else part.T)
+            part = np.ascontiguousarray(part.T)
             graph.initializer.append(numpy_helper.from_array(part, f"{name}_{suffix}"))
-        stored.add(name)
-    nodes = [*graph.node]
-    del graph.node[:]
-    for name in sorted(stored):
-        graph.node.append(
-            helper.make_node("Cast", [f"{name}_codes"], [f"{name}_float"], to=onnx.TensorProto.FLOAT)
-        )
-        graph.node.append(helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name]))
+        nodes += [
+            helper.make_node("Cast", [f"{name}_codes"], [f"{name}_float"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name]),
+        ]
+    with_nodes(graph, [*nodes, *graph.node])
+
+
+def weights_of(graph: onnx.GraphProto, floats: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Weights of products by name, [inputs, outputs], but small ones and those of some nodes."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    names = dict.fromkeys(
+        node.input[1] for node in graph.node if node.op_type == "MatMul" and node.name not in floats
+    )
+    return {
+        name: numpy_helper.to_array(constants[name])
+        for name in names
+        if name in constants and np.prod(constants[name].dims) >= SMALLEST_TABLE
+    }
+
+
+def with_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Give a graph other nodes, in place; constants that one of them makes, or none reads, are dropped."""
+    read = {name for node in nodes for name in node.input}
+    made = {name for node in nodes for name in node.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read - made]
+    del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
-    kept = [tensor for tensor in graph.initializer if tensor.name not in stored]
-    del graph.initializer[:]
     graph.initializer.extend(kept)

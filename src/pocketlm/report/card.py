@@ -54,14 +54,25 @@ def card(pocket: Mapping[str, Any]) -> str:
             if "model.pocket" in section(pocket, "files")
             else ["A device needs `model.onnx` and `tokenizer.json`."]
         ),
-        "`model.safetensors` is the same model before quantization, for transformers. `report.html` says",
-        "how every figure was measured, `pocket.json` holds them all, with the recipe that makes this pocket",
-        "again.",
+        f"`model.safetensors` is the same model before quantization, {_transformers(pocket)}",
+        "`report.html` says how every figure was measured, `pocket.json` holds them all, with the recipe",
+        "that makes this pocket again.",
         "",
         f"The licence is the teacher's ({teacher['licence'] or 'not stated'}). {_other_terms(pocket)}",
         "",
     ]
     return "\n".join(lines)
+
+
+def _transformers(pocket: Mapping[str, Any]) -> str:
+    """What opens the weights of a pocket."""
+    kind = pocket["task"]["kind"]
+    if any(stage.startswith("Structured(") for stage in pocket.get("history", ())):
+        return "its layers unlike each other, as no class of transformers is: it opens in pocketlm alone."
+    if kind in PIPELINES:
+        return "for `AutoModelForTokenClassification` of transformers."
+    rest = ", which reads the intent and not the slots" if kind == "joint" else ""
+    return f"for `AutoModelForSequenceClassification` of transformers{rest}."
 
 
 def _other_terms(pocket: Mapping[str, Any]) -> str:
