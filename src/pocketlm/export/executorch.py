@@ -6,6 +6,7 @@ The program's method `forward` takes what the tokenizer gives, int64 [1, length]
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,8 @@ def export_executorch(classifier: Classifier, path: Path) -> float:
         PocketError: the program and the torch model disagree.
     """
     try:
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import (  # pyright: ignore[reportMissingImports]
-            XnnpackPartitioner,
-        )
-        from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]
+        exir: Any = import_module("executorch.exir")
+        xnnpack: Any = import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     except ModuleNotFoundError as error:
         raise MissingExtraError("executorch", "executorch") from error
     outputs = graph_outputs(classifier.task)
@@ -46,7 +45,7 @@ def export_executorch(classifier: Classifier, path: Path) -> float:
         program = torch.export.export(
             model, tuple(example.values()), dynamic_shapes=(tuple({1: length} for _ in example),)
         )
-        lowered: Any = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
         path.write_bytes(lowered.to_executorch().buffer)
     difference = _largest_difference(classifier, path, model)
     if not difference <= TOLERANCE:
@@ -72,9 +71,8 @@ def _inputs(classifier: Classifier, length: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _largest_difference(classifier: Classifier, path: Path, model: torch.nn.Module) -> float:
-    from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
-
-    method: Any = Runtime.get().load_program(path).load_method("forward")
+    runtime: Any = import_module("executorch.runtime")
+    method = runtime.Runtime.get().load_program(path).load_method("forward")
     largest, difference = 1e-6, 0.0
     for length in (SHORTEST, SHORTEST + 5, classifier.max_length):
         inputs = _inputs(classifier, length)

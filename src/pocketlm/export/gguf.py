@@ -124,8 +124,8 @@ def _add_tokenizer(writer: Any, decoder: Decoder, config: Any) -> None:
     writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in model["merges"]])
     writer.add_add_bos_token(False)
     for place in ("bos", "eos", "pad"):
-        given = getattr(config, f"{place}_token_id", None)
-        index = given[0] if isinstance(given, list) else given
+        given: Any = getattr(config, f"{place}_token_id", None)
+        index = cast(list[int], given)[0] if isinstance(given, list) else given
         if index is not None:
             getattr(writer, f"add_{place}_token_id")(index)
 
@@ -134,8 +134,8 @@ def _pre_tokenizer(described: dict[str, Any]) -> str | None:
     """What llama.cpp calls the cut into words before BPE; None where it is neither of the two."""
     if described.get("normalizer") is not None:
         return None
-    given = described.get("pre_tokenizer") or {}
-    steps = given.get("pretokenizers", [given])
+    given: dict[str, Any] = described.get("pre_tokenizer") or {}
+    steps: list[dict[str, Any]] = given.get("pretokenizers", [given])
     kinds = [step.get("type") for step in steps]
     if kinds[-1] != "ByteLevel" or steps[-1].get("add_prefix_space") or not steps[-1].get("use_regex", True):
         return None

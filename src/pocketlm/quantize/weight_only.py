@@ -60,7 +60,8 @@ def quantize_groups(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarra
 
 def grids_of(rows: np.ndarray) -> np.ndarray:
     """The distance of two points of the grid of -7 … 7 that each row is on; 0 where it is on none, [rows]."""
-    largest, found = np.abs(rows).max(axis=1), np.zeros(len(rows), dtype=np.float32)
+    largest: np.ndarray = np.abs(rows).max(axis=1)
+    found = np.zeros(len(rows), dtype=np.float32)
     for steps in range(1, HIGHEST + 1):
         scale = np.maximum(largest, 1e-12) / steps
         codes = rows / scale[:, None]
