@@ -27,7 +27,8 @@ SATURATED = 0.02
 """Share of codes at the end of their range, above which the range was too small."""
 OUTLIER = 30.0
 """Largest activation, in standard deviations, above which one scale a tensor leaves the others few steps."""
-QUANTIZED = "_quantized"
+QUANTIZED, STORED = "_quantized", "_codes"
+"""What the codes of a weight are called: by ONNX Runtime's quantizer, and by ours."""
 FLOATS = (
     "Add",
     "Attention",
@@ -180,14 +181,18 @@ def _weights(constants: Mapping[str, onnx.TensorProto], name: str) -> tuple[np.n
     """The weights that a pocket computes with, and the share of codes at the end of their range."""
     if name in constants:
         return numpy_helper.to_array(constants[name]), 0.0
-    if name + QUANTIZED not in constants:
+    suffix = next((each for each in (QUANTIZED, STORED) if name + each in constants), None)
+    if suffix is None:
         return None, 0.0
-    codes = numpy_helper.to_array(constants[name + QUANTIZED]).astype(np.float32)
-    scale = numpy_helper.to_array(constants[f"{name}_scale"])
-    zero = numpy_helper.to_array(constants[f"{name}_zero_point"]).astype(np.float32)
-    # A column has one code at the end of its range by construction.
-    ends = max(0.0, float((np.abs(codes) == np.abs(codes).max()).mean()) - 1 / codes.shape[0])
-    return (codes - zero) * scale, ends
+    codes = numpy_helper.to_array(constants[name + suffix]).astype(np.float32)
+    scale = np.atleast_2d(numpy_helper.to_array(constants[f"{name}_scale"]))
+    scale = np.repeat(scale, len(codes) // len(scale), axis=0)  # of all inputs, or of a group of them
+    if f"{name}_zero_point" in constants:
+        codes = codes - numpy_helper.to_array(constants[f"{name}_zero_point"]).astype(np.float32)
+    # A column of a scale has one code at the end of its range by construction.
+    groups = len(np.unique(scale, axis=0))
+    ends = max(0.0, float((np.abs(codes) == np.abs(codes).max()).mean()) - groups / codes.shape[0])
+    return codes * scale, ends
 
 
 def _root(wrong: float, whole: float) -> float:
