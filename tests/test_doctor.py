@@ -109,7 +109,8 @@ def test_a_saturated_layer_is_named_with_what_keeps_it_in_float(
         change(folder, name, lambda codes: np.clip(codes.astype(np.int32) * 6, -64, 64).astype(np.int8))
         change(folder, name.replace("_quantized", "_scale"), lambda scale: scale / 6)
 
-    found = faults(pocketlm.doctor(broken(fault)))
+    # What such a layer does to so small a pocket may also be named, as its score.
+    found = [one for one in faults(pocketlm.doctor(broken(fault))) if one.check != "majority"]
     assert [finding.check for finding in found] == ["saturation"]
     assert found[0].patch == {"int8": {"keep": ["scaled_dot_product_attention"]}}
 

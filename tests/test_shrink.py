@@ -317,7 +317,7 @@ def test_a_student_is_what_the_pocket_was_before_its_export(
     from transformers import AutoModelForSequenceClassification
 
     folder = student(tmp_path / "out")
-    trained = made.artifact("Distill")
+    trained = made.artifact("Calibrate")
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert tuple(model.config.id2label[place] for place in range(len(LABELS))) == LABELS
     assert hashes(folder)["model.safetensors"] == hashes(trained.parts["student"])["model.safetensors"]
@@ -334,7 +334,7 @@ def test_a_student_is_made_without_looking_at_test(
         monkeypatch.setattr(stage, "load_split", lambda *arguments: pytest.fail("a split was measured"))
     # Other fields than the cache has: these two stages would run if they were reached.
     folder = student(tmp_path / "out", ("controls", "epochs", 1), ("measure", "rounds", 6))
-    assert training_of(folder)["history"][-1].startswith("Distill(")
+    assert training_of(folder)["history"][-1].startswith("Calibrate(")
 
 
 def test_the_student_of_another_recipe_is_left_alone(student: Callable[..., Path], tmp_path: Path) -> None:
@@ -628,9 +628,9 @@ def test_a_teacher_that_has_learnt_nothing_is_refused(tiny: Tiny, tmp_path: Path
 
 
 def test_texts_longer_than_the_teacher_reads_are_cut(tiny: Tiny, tmp_path: Path) -> None:
-    rows = [{**row, "text": row["text"] + " the" * 100} for row in sentence_rows(120)]
+    rows = [{**row, "text": row["text"] + " the" * 100} for row in sentence_rows(480)]
     data = write_tsv(tmp_path / "long.tsv", rows)
-    longest = [("finetune", "max_length", 128), ("finetune", "epochs", 4)]
+    longest = [("finetune", "max_length", 128), ("finetune", "epochs", 8)]
     artifact = prepared(tiny.teacher, data, tmp_path / "cache", "student", overrides=longest)
     assert artifact.figures["max_length"] == 64
 

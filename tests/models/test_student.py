@@ -93,7 +93,7 @@ def test_layers_in_disorder_are_refused(layers: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("architecture", BERT_LIKE)
 @pytest.mark.parametrize("task", [SINGLE, PAIR, VALUE], ids=["single", "pair", "value"])
-def test_a_whole_student_says_exactly_what_its_teacher_says(
+def test_a_whole_student_says_what_its_teacher_says(
     tmp_path: Path, architecture: Architecture, task: Task
 ) -> None:
     teacher = classifier(architecture, task)
@@ -102,8 +102,8 @@ def test_a_whole_student_says_exactly_what_its_teacher_says(
     texts = examples_of(task, 12, seed=0).texts
     texts += [LONG[0] * (1 + task.pair)]
     # The student's logits from other ids: its vocabulary has only the pieces that its texts use.
-    assert np.array_equal(logits_of(student, texts[:12]), logits_of(teacher, texts[:12]))
-    assert np.array_equal(logits_of(student, texts[12:]), logits_of(teacher, texts[12:]))
+    # But for the order of a sum, which may depend on where tensors lie in memory.
+    assert np.allclose(logits_of(student, texts), logits_of(teacher, texts), rtol=1e-5, atol=1e-6)
     assert artifact.parts["untrained_student"] == artifact.parts["student"]
 
 
