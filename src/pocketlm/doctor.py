@@ -22,7 +22,7 @@ from pocketlm.export.onnx import export
 from pocketlm.measure.compare import inputs_of
 from pocketlm.models.load import Classifier
 from pocketlm.progress import Progress, Quiet
-from pocketlm.quantize.control import Judge, products_of, ranking
+from pocketlm.quantize.control import Judge, feeds_of, products_of, ranking
 from pocketlm.quantize.int8 import quantize
 from pocketlm.recipe import Override
 from pocketlm.runtime.manifest import MODEL, TOKENIZER
@@ -111,7 +111,7 @@ def doctor(
         products = products_of(graph)
         onnx.save(graph, floats)
         advance(1)
-        feeds = judge.feeds(pocket / MODEL, TRACED_TEXTS)
+        feeds = feeds_of(loaded, shown[:TRACED_TEXTS])
         compared, weights = values(floats, pocket / MODEL, feeds), maps(floats, pocket / MODEL)
         findings += [*of_graphs(compared, weights), *of_outliers(compared)]
         advance(1)

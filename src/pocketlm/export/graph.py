@@ -46,18 +46,27 @@ class Graph:
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove the nodes and constants that no output depends on, in place."""
+    """Remove the nodes and constants that no output depends on, and constants that a node makes, in place."""
     wanted = {output.name for output in graph.output}
     kept: list[NodeProto] = []
     for node in reversed(graph.node):
         if wanted & {*node.output}:
             kept.append(node)
             wanted |= {*node.input}
-    constants = [constant for constant in graph.initializer if constant.name in wanted]
+    made = {output for node in kept for output in node.output}
+    constants = [constant for constant in graph.initializer if constant.name in wanted - made]
     values = [value for value in graph.value_info if value.name in wanted]
     for field, left in ((graph.node, kept[::-1]), (graph.initializer, constants), (graph.value_info, values)):
         del field[:]
         cast(list[object], field).extend(left)
+
+
+def with_nodes(graph: onnx.GraphProto, nodes: Sequence[NodeProto]) -> None:
+    """Give a graph other nodes, in place, and drop what is not used then."""
+    nodes = list(nodes)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    drop_unused(graph)
 
 
 def split_gemms(model: onnx.ModelProto) -> None:
@@ -78,9 +87,7 @@ def split_gemms(model: onnx.ModelProto) -> None:
         product = f"{output}.product" if bias else output
         nodes.append(helper.make_node("MatMul", [node.input[0], name], [product]))
         nodes += [helper.make_node("Add", [product, *bias], [output])] if bias else []
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    drop_unused(model.graph)
+    with_nodes(model.graph, nodes)
 
 
 def named_after(model: onnx.ModelProto) -> dict[str, str]:

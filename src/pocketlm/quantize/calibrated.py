@@ -22,9 +22,9 @@ from onnx import helper, numpy_helper
 
 from pocketlm.artifact import Artifact
 from pocketlm.errors import RecipeError
-from pocketlm.export.graph import session_with
-from pocketlm.quantize.control import Judge, check_tolerance, controlled, named
-from pocketlm.quantize.int8 import quantize_embeddings, quantize_rows, weights_of, with_nodes
+from pocketlm.export.graph import session_with, with_nodes
+from pocketlm.quantize.control import Judge, check_tolerance, controlled, feeds_of, named
+from pocketlm.quantize.int8 import quantize_embeddings, quantize_rows, weights_of
 from pocketlm.stage import Context
 
 Calibration = Literal["minmax", "percentile", "entropy"]
@@ -204,7 +204,8 @@ class StaticInt8:
         source, products = named(artifact, context.folder, self.keep)
         model = onnx.load(source)
         values = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
-        seen = observe(model, values, Judge.of(artifact, "train").feeds(source, self.texts))
+        train = Judge.of(artifact, "train")
+        seen = observe(model, values, feeds_of(train.opened(source), train.inputs[: self.texts]))
         rule: dict[Calibration, Callable[[Seen], tuple[float, float]]] = {
             "minmax": minmax,
             "percentile": lambda one: percentile(one, self.percent),

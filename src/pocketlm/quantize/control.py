@@ -74,10 +74,6 @@ class Judge:
         """The examples' texts as the runtime takes them."""
         return [texts[0] if len(texts) == 1 else (texts[0], texts[1]) for texts in self.examples.texts]
 
-    def feeds(self, graph: Path, most: int | None = None) -> list[dict[str, np.ndarray]]:
-        """What a graph is given for the examples, or the first of them: one each, so without padding."""
-        return [pad([pieces], 0) for pieces in self.opened(graph).encode(self.inputs[:most])]
-
     def opened(self, graph: Path, threads: int | None = None) -> Pocket:
         """A graph as a pocket."""
         info = {"name": graph.stem, "task": self.task.to_dict(), "max_length": self.max_length}
@@ -91,6 +87,11 @@ class Judge:
         """The same, of what was said of them."""
         metric = headline(self.task, logits, self.examples.labels)
         return float(metric(np.arange(len(self.examples))))
+
+
+def feeds_of(pocket: Pocket, texts: Sequence[Text]) -> list[dict[str, np.ndarray]]:
+    """What a pocket's graph is given for some texts: one each, so without padding."""
+    return [pad([pieces], 0) for pieces in pocket.encode(texts)]
 
 
 def products_of(model: onnx.ModelProto) -> list[str]:

@@ -31,6 +31,7 @@ from onnxruntime.quantization import (
 )
 
 from pocketlm.artifact import Artifact
+from pocketlm.export.graph import with_nodes
 from pocketlm.quantize.control import Judge, check_tolerance, controlled, named
 from pocketlm.runtime.pocket import Pocket, Text
 from pocketlm.stage import Context
@@ -261,13 +262,3 @@ def weights_of(graph: onnx.GraphProto, floats: Sequence[str] = ()) -> dict[str, 
         for name in names
         if name in constants and np.prod(constants[name].dims) >= SMALLEST_TABLE
     }
-
-
-def with_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    """Give a graph other nodes, in place; constants that one of them makes, or none reads, are dropped."""
-    read = {name for node in nodes for name in node.input}
-    made = {name for node in nodes for name in node.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read - made]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(kept)

@@ -22,8 +22,9 @@ from onnx import helper, numpy_helper
 
 from pocketlm.artifact import Artifact
 from pocketlm.errors import RecipeError
+from pocketlm.export.graph import with_nodes
 from pocketlm.quantize.control import check_tolerance, controlled, named
-from pocketlm.quantize.int8 import quantize_embeddings, tables_of, weights_of, with_nodes
+from pocketlm.quantize.int8 import quantize_embeddings, tables_of, weights_of
 from pocketlm.stage import Context
 
 BITS = 4
