@@ -26,11 +26,10 @@ from transformers import pipeline
 
 from pocketlm.data.examples import load_split
 from pocketlm.diagnose.speed import operators
-from pocketlm.measure.compare import inputs_of
 from pocketlm.pipeline import cache_folder, run
 from pocketlm.recipe import resolve
 from pocketlm.runtime.manifest import MODEL, TOKENIZER, read_info
-from pocketlm.runtime.pocket import Pocket, Text, load, pad, physical_cores
+from pocketlm.runtime.pocket import Pocket, Text, inputs_of, load, pad, physical_cores
 from pocketlm.shrink import recipe_of, shrink
 from pocketlm.timing import Timings, interleave, throughput
 from run import BENCHES, append, blank, sources_of
@@ -67,7 +66,7 @@ def lines(name: str, folder: Path) -> list[dict[str, Any]]:
     """A line for every batch size and peer, and one for the floor at batches of 1 and 32."""
     info, threads = read_info(folder), physical_cores()
     artifact, _ = run(resolve(recipe_of(folder)), cache_folder(), until="prepare")
-    texts = inputs_of(load_split(artifact.parts["data"], "test"))
+    texts = inputs_of(load_split(artifact.parts["data"], "test").texts)
     pocket = load(folder, threads)
     size = sum(info["files"][part]["size_bytes"] for part in (MODEL, TOKENIZER))
     shared = {

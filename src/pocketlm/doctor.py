@@ -19,13 +19,13 @@ from pocketlm.diagnose.speed import Times, of_times, times
 from pocketlm.diagnose.vocabulary import of_vocabulary
 from pocketlm.errors import storage_errors
 from pocketlm.export.onnx import export
-from pocketlm.measure.compare import inputs_of
 from pocketlm.models.load import Classifier
 from pocketlm.progress import Progress, Quiet
 from pocketlm.quantize.control import Judge, feeds_of, products_of, ranking
 from pocketlm.quantize.int8 import quantize
 from pocketlm.recipe import Override
 from pocketlm.runtime.manifest import MODEL, TOKENIZER
+from pocketlm.runtime.pocket import inputs_of
 
 COMPARED_TEXTS = 128
 TRACED_TEXTS = 32
@@ -89,7 +89,7 @@ def doctor(
     task, examples, loaded = both.pocket.task, both.examples, both.pocket
     judge = Judge(task, loaded.max_length, pocket / TOKENIZER, examples)
     master = Classifier.load(pocket, task, loaded.max_length)
-    texts, shown = examples.texts[:COMPARED_TEXTS], inputs_of(examples)
+    texts, shown = examples.texts[:COMPARED_TEXTS], inputs_of(examples.texts)
     with (
         storage_errors(Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory() as work,

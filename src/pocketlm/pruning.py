@@ -18,7 +18,7 @@ from pocketlm.pipeline import cache_folder, start, step
 from pocketlm.progress import Progress, Quiet
 from pocketlm.prune.decoder import Method
 from pocketlm.recipe import DataSources, Override, Recipe, changed, stage_of
-from pocketlm.shrink import distill_student, folder_name, pocket_name, resolved_recipe
+from pocketlm.shrink import folder_name, pocket_name, resolved_recipe, train_student
 
 DESCRIPTION = "pruning.json"
 OF_ENCODERS = ("magnitude", "movement", "obd", "structured")
@@ -63,10 +63,7 @@ def prune_student(
     """
     _check_method(method, OF_ENCODERS, "encoders on a task", OF_DECODERS, "with")
     recipe = resolved_recipe(teacher, data, valid, test, revision, Path(method), overrides, seed)
-    return distill_student(
-        teacher, data, valid=valid, test=test, revision=revision, recipe=Path(method), overrides=overrides,
-        seed=seed, out=out or Path("pruned") / pocket_name(recipe), overwrite=overwrite, progress=progress,
-    )  # fmt: skip
+    return train_student(recipe, out or Path("pruned") / pocket_name(recipe), overwrite, progress)
 
 
 def prune_decoder(

@@ -8,7 +8,7 @@ from pathlib import Path
 from pocketlm.errors import InputError
 from pocketlm.progress import Progress
 from pocketlm.recipe import Override
-from pocketlm.shrink import pocket_name, resolved_recipe, shrink
+from pocketlm.shrink import make_pocket, pocket_name, resolved_recipe
 
 METHODS = ("int8", "static_int8", "weight_only", "gptq", "qat", "share")
 
@@ -53,10 +53,6 @@ def quantize_model(
     """
     if method not in METHODS:
         raise InputError(f"method {method!r} does not quantize; allowed: {', '.join(METHODS)}")
-    if out is None:
-        recipe = resolved_recipe(teacher, data, valid, test, revision, Path(method), overrides, seed)
-        out = Path("quantized") / pocket_name(recipe)
-    return shrink(
-        teacher, data, valid=valid, test=test, revision=revision, recipe=Path(method), overrides=overrides,
-        seed=seed, out=out, overwrite=overwrite, threads=threads, progress=progress,
-    )  # fmt: skip
+    recipe = resolved_recipe(teacher, data, valid, test, revision, Path(method), overrides, seed)
+    folder = out or Path("quantized") / pocket_name(recipe)
+    return make_pocket(recipe, folder, overwrite, threads, progress)

@@ -68,14 +68,20 @@ def shrink(
     Raises:
         PocketlmError: see `pocketlm.errors`; nothing is left half-written.
     """
-    progress = progress or Quiet()
     resolved = resolved_recipe(teacher, data, valid, test, revision, recipe, overrides, seed, unlabeled)
     folder = out or Path("pockets") / pocket_name(resolved)
-    check_output(folder, resolved.sha256, overwrite, "pocket", read_info)
-    artifact, costs = run(resolved, cache_folder(), progress, threads or physical_cores())
+    return make_pocket(resolved, folder, overwrite, threads, progress)
+
+
+def make_pocket(
+    recipe: Recipe, folder: Path, overwrite: bool, threads: int | None, progress: Progress | None
+) -> Path:
+    """Run a recipe to its end and write the pocket to `folder`; all else is as of `shrink`."""
+    check_output(folder, recipe.sha256, overwrite, "pocket", read_info)
+    artifact, costs = run(recipe, cache_folder(), progress or Quiet(), threads or physical_cores())
     if is_main_process():
         with storage_errors(folder):
-            write_pocket(folder, artifact, costs, resolved)
+            write_pocket(folder, artifact, costs, recipe)
     return folder
 
 
@@ -120,19 +126,23 @@ def distill_student(
         PocketlmError: see `pocketlm.errors`; nothing is left half-written.
     """
     resolved = resolved_recipe(teacher, data, valid, test, revision, recipe, overrides, seed, unlabeled)
-    folder = out or Path("students") / pocket_name(resolved)
-    check_output(folder, resolved.sha256, overwrite, "student", training_of)
-    stages = [STAGE_NAMES[type(stage)] for stage in resolved.stages]
+    return train_student(resolved, out or Path("students") / pocket_name(resolved), overwrite, progress)
+
+
+def train_student(recipe: Recipe, folder: Path, overwrite: bool, progress: Progress | None) -> Path:
+    """Run a recipe up to its student and write that to `folder`; all else is as of `distill_student`."""
+    check_output(folder, recipe.sha256, overwrite, "student", training_of)
+    stages = [STAGE_NAMES[type(stage)] for stage in recipe.stages]
     trained = stages[stages.index("export") - 1]
     if trained not in (*NEEDS_TEACHER_OUTPUTS, "calibrate"):
         raise RecipeError(
             f"the recipe's last stage before export is {trained}; add one that trains the student: "
             f"{', '.join(NEEDS_TEACHER_OUTPUTS)}"
         )
-    artifact, _ = run(resolved, cache_folder(), progress or Quiet(), until=trained)
+    artifact, _ = run(recipe, cache_folder(), progress or Quiet(), until=trained)
     if is_main_process():
         with storage_errors(folder):
-            write_student(folder, artifact, resolved)
+            write_student(folder, artifact, recipe)
     return folder
 
 

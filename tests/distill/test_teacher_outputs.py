@@ -12,7 +12,7 @@ import torch
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split, save_texts
-from pocketlm.distill.teacher_outputs import Store, compute, principal
+from pocketlm.distill.teacher_outputs import Store, compute
 from pocketlm.errors import RecipeError
 from pocketlm.models.load import Classifier
 from pocketlm.models.student import BuildStudent
@@ -291,23 +291,11 @@ def test_a_killed_run_ends_in_the_same_space(
     with pytest.raises(KilledError):
         stage(artifact, context(tmp_path / "killed", KilledAt(batch)))
     # The space of the first run is taken, not computed again.
-    monkeypatch.setattr("pocketlm.distill.teacher_outputs.principal", None)
+    monkeypatch.setattr("pocketlm.distill.teacher_outputs.principal_directions", None)
     resumed = stage(artifact, context(tmp_path / "killed"))
     for name in ("bases", "logits", "hidden", "positions"):
         one, two = (np.load(done.parts["teacher_outputs"] / f"{name}.npy") for done in (whole, resumed))
         assert np.array_equal(one, two), name
-
-
-def test_principal_directions_of_a_plane() -> None:
-    """Vectors in a plane are told by two directions, the longer one first."""
-    generator = torch.Generator().manual_seed(0)
-    plane = torch.linalg.qr(torch.randn(6, 2, generator=generator, dtype=torch.float64)).Q
-    vectors = torch.randn(50, 2, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 5.0])
-    vectors = vectors.double() @ plane.T
-    found = principal(vectors.T @ vectors, 2)
-    assert torch.allclose(vectors @ found @ found.T, vectors, atol=1e-9)
-    along = (vectors @ found).norm(dim=0)
-    assert along[0] > along[1]
 
 
 def test_states_that_were_not_kept_are_missed(tmp_path: Path) -> None:

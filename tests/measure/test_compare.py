@@ -14,14 +14,10 @@ from hypothesis import strategies as st
 from pocketlm import load
 from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import TeacherError
-from pocketlm.measure.compare import (
-    inputs_of,
-    scores_of,
-    torch_threads,
-    weights_bytes,
-)
+from pocketlm.measure.compare import scores_of, torch_threads, weights_bytes
 from pocketlm.measure.kinds import SHOWN_CHARACTERS, SHOWN_DISAGREEMENTS, confusions, disagreements
 from pocketlm.models.load import Classifier
+from pocketlm.runtime.pocket import inputs_of
 from pocketlm.task import Task
 from tests.conftest import Made
 
@@ -128,7 +124,7 @@ def test_long_texts_are_cut_and_pairs_kept() -> None:
 
 
 def test_inputs_are_as_the_runtime_takes_them() -> None:
-    assert inputs_of(Examples([("a",), ("b", "c")], [0, 0])) == ["a", ("b", "c")]
+    assert inputs_of([("a",), ("b", "c")]) == ["a", ("b", "c")]
 
 
 # Bytes and threads
@@ -181,7 +177,7 @@ def test_scores_are_those_of_the_logits(made: Made) -> None:
     teacher = Classifier.load(artifact.parts["teacher"], artifact.task, made.info["max_length"])
     logits = {
         "teacher": teacher.logits(teacher.encode(test.texts)),
-        "pocket": load(made.pocket, threads=1).logits(inputs_of(test)),
+        "pocket": load(made.pocket, threads=1).logits(inputs_of(test.texts)),
     }
     for row in measured["rows"]:
         assert row["score"] == np.mean(logits[row["name"]].argmax(axis=1) == test.labels)

@@ -83,6 +83,18 @@ def test_dead_units_are_chosen_last_and_cost_nothing() -> None:
     assert torch.allclose(states @ basis @ basis.T, states, atol=1e-4)
 
 
+def test_principal_directions_of_a_plane() -> None:
+    """Vectors in a plane are told by two directions, the longer one first."""
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.linalg.qr(torch.randn(6, 2, generator=generator, dtype=torch.float64)).Q
+    vectors = torch.randn(50, 2, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 5.0])
+    vectors = vectors.double() @ plane.T
+    found = principal_directions(vectors.T @ vectors, 2).double()
+    assert torch.allclose(vectors @ found @ found.T, vectors, atol=1e-5)
+    along = (vectors @ found).norm(dim=0)
+    assert along[0] > along[1]
+
+
 def test_the_reader_of_principal_directions_is_themselves() -> None:
     states = random(100, 6)
     moment = states.T @ states

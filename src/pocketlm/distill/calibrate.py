@@ -21,7 +21,7 @@ from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
 from pocketlm.distill.losses import logit_distance
 from pocketlm.errors import RecipeError
-from pocketlm.models.load import Classifier, output_layer
+from pocketlm.models.load import Classifier, output_layer, student_of, with_student
 from pocketlm.stage import Context
 from pocketlm.supervised import valid_score
 from pocketlm.task import Kind
@@ -78,23 +78,24 @@ class Calibrate:
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `student` and its score on valid; adds the figure `calibration` (distances)."""
-        task, max_length = artifact.task, artifact.figures["max_length"]
+        task = artifact.task
         if not task.outputs:
             return artifact
         valid = load_split(artifact.parts["data"], "valid")
-        student, teacher = (
-            Classifier.load(artifact.parts[part], task, max_length) for part in ("student", "teacher")
-        )
+        student = student_of(artifact)
+        teacher = Classifier.load(artifact.parts["teacher"], task, student.max_length)
         ours, theirs = (_of_texts(one, valid.texts[: self.texts]) for one in (student, teacher))
         biases = fitted_biases(ours, theirs, task.kind, self.spread)
         with torch.no_grad():
             output_layer(student.model).bias.add_(biases)
-        student.save(context.folder / "student")
         before, after = (
             float(logit_distance(said, theirs, "kl", 1.0, task.kind).mean()) for said in (ours, ours + biases)
         )
         score = valid_score(student, student.encode(valid.texts), valid)
-        return artifact.with_part("student", context.folder / "student").with_figures(
+        return with_student(
+            artifact,
+            student,
+            context,
             calibration={"before": before, "after": after},
             distil={**artifact.figures["distil"], "valid_score": score},
         )

@@ -38,7 +38,7 @@ from pocketlm.distill.states import depth_of, width_of
 from pocketlm.distill.teacher_outputs import Store
 from pocketlm.distill.words import word_distance
 from pocketlm.errors import RecipeError
-from pocketlm.models.load import Classifier
+from pocketlm.models.load import Classifier, student_of, with_student
 from pocketlm.stage import Context
 from pocketlm.supervised import Targets, supervised, target_scale, targets_of, valid_score, word_loss
 from pocketlm.tokenization.encode import Encoded
@@ -141,12 +141,11 @@ class Distill:
             RecipeError: a term needs states that were not kept, or does not fit the two models.
             TeacherError: a term needs attention, and that of the model's type is not known.
         """
-        max_length = artifact.figures["max_length"]
-        student = Classifier.load(artifact.parts["student"], artifact.task, max_length)
+        student = student_of(artifact)
         curves = self.fit(student, artifact, context, "distil the student")
-        student.save(context.folder / "student")
+        distilled = with_student(artifact, student, context, distil=curves)
         forget_inner(context)
-        return artifact.with_part("student", context.folder / "student").with_figures(distil=curves)
+        return distilled
 
     def fit(
         self,

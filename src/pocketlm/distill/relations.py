@@ -28,7 +28,7 @@ from pocketlm.distill.online import Online, load_corpus
 from pocketlm.distill.pairs import Pair, TeacherStates, pair_of, relation_heads_of, relations_distance
 from pocketlm.distill.states import depth_of
 from pocketlm.errors import RecipeError
-from pocketlm.models.load import Classifier, with_new_head
+from pocketlm.models.load import Classifier, student_of, with_new_head, with_student
 from pocketlm.stage import Context
 from pocketlm.tokenization.encode import Encoded
 from pocketlm.train import Loss, Precision, Settings
@@ -118,7 +118,7 @@ class Relations:
             DataError: the corpus cannot be read.
         """
         task, max_length = artifact.task, artifact.figures["max_length"]
-        student = Classifier.load(artifact.parts["student"], task, max_length)
+        student = student_of(artifact)
         torch.manual_seed(self.seed)
         teacher = with_new_head(artifact.parts["teacher_source"], task, max_length, dropout=0.0)
         depth = depth_of(teacher.model)
@@ -141,11 +141,11 @@ class Relations:
             context,
             "distil relations",
         )
-        student.save(context.folder / "student")
-        forget_inner(context)
         figures = {
             "texts": len(texts),
             "relation_heads": heads,
             "curve": [asdict(point) for point in curve],
         }
-        return artifact.with_part("student", context.folder / "student").with_figures(relations=figures)
+        distilled = with_student(artifact, student, context, relations=figures)
+        forget_inner(context)
+        return distilled

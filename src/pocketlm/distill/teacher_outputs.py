@@ -28,6 +28,7 @@ from pocketlm.distill.states import depth_of, width_of
 from pocketlm.distill.words import WordStore, fill_words, word_offsets
 from pocketlm.errors import RecipeError, storage_errors
 from pocketlm.models.load import EVALUATION_BATCH, Classifier
+from pocketlm.models.saliency import principal_directions
 from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.tokenization.align import UNALIGNED, align
@@ -172,29 +173,9 @@ def _bases(
                 rows = output.hidden_states[state][mask].double()  # [pieces, width]
                 moment += rows.T @ rows
         aside = path.with_name("bases.partial.npy")
-        np.save(aside, torch.stack([principal(moment, width) for moment in moments]).float().numpy())
+        np.save(aside, torch.stack([principal_directions(moment, width) for moment in moments]).numpy())
         os.replace(aside, path)
     return list(torch.from_numpy(np.load(path)))
-
-
-def principal(moment: Tensor, width: int) -> Tensor:
-    """Orthonormal directions in which vectors are longest, by their second moment.
-
-    Not centred, unlike principal components: a projection then has no offset to be remembered, and
-    lengths relative to the teacher's keep their meaning.
-
-    Args:
-        moment: Sum of x xᵀ over vectors x, [whole, whole].
-        width: Directions to take.
-
-    Returns:
-        [whole, width], the longest first.
-    """
-    vectors = cast(Tensor, torch.linalg.eigh(moment).eigenvectors)  # the longest direction comes last
-    directions = vectors.flip(-1)[:, :width]
-    # An eigenvector's sign is free; the largest entry is made positive, so that every machine agrees.
-    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
-    return directions * largest.sign()
 
 
 def _word_store(folder: Path, task: Task, texts: Sequence[Sequence[str]]) -> WordStore | None:

@@ -55,7 +55,7 @@ from pocketlm.distill.pairs import (
 from pocketlm.distill.states import depth_of
 from pocketlm.distill.teacher_outputs import Store
 from pocketlm.errors import RecipeError
-from pocketlm.models.load import Classifier, with_new_head
+from pocketlm.models.load import Classifier, student_of, with_new_head, with_student
 from pocketlm.stage import Context
 from pocketlm.supervised import target_scale, valid_score
 from pocketlm.tokenization.encode import Encoded
@@ -196,7 +196,7 @@ class GeneralDistill:
             DataError: the corpus cannot be read.
         """
         task, max_length = artifact.task, artifact.figures["max_length"]
-        student = Classifier.load(artifact.parts["student"], task, max_length)
+        student = student_of(artifact)
         torch.manual_seed(self.seed)
         teacher = with_new_head(artifact.parts["teacher_source"], task, max_length, dropout=0.0)
         texts = load_corpus(artifact)
@@ -218,14 +218,11 @@ class GeneralDistill:
             context,
             "general distillation",
         )
-        student.save(context.folder / "student")
+        figures = {"texts": len(texts), "curve": [asdict(point) for point in curve]}
+        distilled = with_student(artifact, student, context, tinybert_general=figures)
         save_tensors(mapping.projections.state_dict(), context.folder / "projections.safetensors")
         forget_inner(context)
-        return (
-            artifact.with_part("student", context.folder / "student")
-            .with_part("projections", context.folder / "projections.safetensors")
-            .with_figures(tinybert_general={"texts": len(texts), "curve": [asdict(point) for point in curve]})
-        )
+        return distilled.with_part("projections", context.folder / "projections.safetensors")
 
 
 @dataclass(frozen=True)
@@ -305,7 +302,7 @@ class TinyBert:
             TeacherError: attention is compared, and a model's is not known.
         """
         data, task = artifact.parts["data"], artifact.task
-        student = Classifier.load(artifact.parts["student"], task, artifact.figures["max_length"])
+        student = student_of(artifact)
         pool, valid = load_pool(artifact), load_split(data, "valid")
         encoded, valid_encoded = student.encode(pool.texts), student.encode(valid.texts)
         store = Store.open(artifact.parts["teacher_outputs"])
@@ -332,15 +329,14 @@ class TinyBert:
                 "distil the prediction",
             )
         reached = valid_score(student, valid_encoded, valid)
-        student.save(context.folder / "student")
+        figures = {
+            "valid_score": reached,
+            "curve": [asdict(point) for point in curve],
+            "inner_curve": [asdict(point) for point in inner],
+        }
+        distilled = with_student(artifact, student, context, distil=figures)
         forget_inner(context)
-        return artifact.with_part("student", context.folder / "student").with_figures(
-            distil={
-                "valid_score": reached,
-                "curve": [asdict(point) for point in curve],
-                "inner_curve": [asdict(point) for point in inner],
-            }
-        )
+        return distilled
 
     def stage_1(
         self, artifact: Artifact, student: Classifier, encoded: Encoded, store: Store

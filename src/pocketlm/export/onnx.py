@@ -27,7 +27,7 @@ from pocketlm.errors import PocketError
 from pocketlm.export.first_position import read_first_position
 from pocketlm.export.fuse import fuse_attention
 from pocketlm.export.graph import split_gemms
-from pocketlm.models.load import Classifier
+from pocketlm.models.load import Classifier, student_of
 from pocketlm.runtime.pocket import session
 from pocketlm.stage import Context
 from pocketlm.task import Task
@@ -52,7 +52,7 @@ class Export:
         Raises:
             PocketError: the graph and the torch model disagree.
         """
-        student = Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
+        student = student_of(artifact)
         path = context.folder / "model.onnx"
         export(student, path)
         texts = load_split(artifact.parts["data"], "valid").texts[:CHECKED_EXAMPLES]

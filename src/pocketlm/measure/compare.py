@@ -25,7 +25,7 @@ from pocketlm.measure.zeros import worth_of_zeros
 from pocketlm.metrics import Logits, headline, retention_interval
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.runtime.manifest import MODEL, TOKENIZER, read_info
-from pocketlm.runtime.pocket import Pocket, Text, load, session
+from pocketlm.runtime.pocket import Pocket, Text, inputs_of, load, session
 from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.timing import interleave, throughput
@@ -67,7 +67,7 @@ class Measure:
 
     def zeros(self, pocket: Path, test: Examples, context: Context) -> dict[str, Any]:
         """What the zeros of a pocket are worth."""
-        info, texts = read_info(pocket), inputs_of(test)
+        info, texts = read_info(pocket), inputs_of(test.texts)
         tokenizer = str(pocket / TOKENIZER)
 
         def answer(graph: Path) -> Callable[[int], object]:
@@ -102,7 +102,7 @@ def compare(
     """
     teacher_pocket = as_pocket(teacher, context.folder / "teacher-onnx")
     teacher.model.set_attn_implementation("sdpa")  # as transformers runs it unless told otherwise
-    threads, texts = context.threads, inputs_of(test)
+    threads, texts = context.threads, inputs_of(test.texts)
     runs: dict[str, Pocket] = {
         "teacher": load(teacher_pocket, threads),
         "pocket": load(pocket_folder, threads),
@@ -191,11 +191,6 @@ def as_pocket(classifier: Classifier, folder: Path) -> Path:
     }
     write_json(folder / "pocket.json", info)
     return folder
-
-
-def inputs_of(examples: Examples) -> list[Text]:
-    """Texts as the runtime takes them: a string, or two in a tuple."""
-    return [texts[0] if len(texts) == 1 else (texts[0], texts[1]) for texts in examples.texts]
 
 
 def one_text(run: Pocket, texts: Sequence[Text]) -> Callable[[int], object]:

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from pocketlm.artifact import Artifact
 from pocketlm.data.batches import pad
 from pocketlm.errors import TeacherError
 from pocketlm.models.heads import configure, model_class, new_model
 from pocketlm.models.uneven import cut_as_saved, is_uneven
+from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.tokenization.encode import Encoded, encode, encode_windows, load_tokenizer, pad_id
 from pocketlm.words import MISSING, WordLogits, WordSums
@@ -141,6 +143,18 @@ class Classifier:
             TeacherError: the weights do not fit the config.
         """
         return cls(_read_model(folder, task, new_head=False), load_tokenizer(folder), task, max_length)
+
+
+def student_of(artifact: Artifact) -> Classifier:
+    """The student as the stages before left it."""
+    return Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
+
+
+def with_student(artifact: Artifact, student: Classifier, context: Context, **figures: Any) -> Artifact:
+    """Write a student that a stage has changed to the stage's folder; figures are added or replaced."""
+    folder = context.folder / "student"
+    student.save(folder)
+    return artifact.with_part("student", folder).with_figures(**figures)
 
 
 def head_of(folder: Path, task: Task | None = None) -> tuple[str, ...] | None:

@@ -223,9 +223,23 @@ def _second_moment(value: Tensor) -> Tensor:
 
 
 def principal_directions(moment: Tensor, size: int) -> Tensor:
-    """The `size` directions of largest second moment: an orthonormal [hidden, size]."""
-    vectors = cast(Tensor, torch.linalg.eigh(moment.double())[1])
-    return vectors.flip(1)[:, :size].float().contiguous()
+    """Orthonormal directions in which vectors are longest, by their second moment.
+
+    Not centred, unlike principal components: a projection then has no offset to be remembered, and
+    lengths relative to the teacher's keep their meaning.
+
+    Args:
+        moment: Sum of x xᵀ over vectors x, [hidden, hidden].
+        size: Directions to take.
+
+    Returns:
+        [hidden, size], float32, the longest first.
+    """
+    vectors = cast(Tensor, torch.linalg.eigh(moment.double()).eigenvectors)  # the longest comes last
+    directions = vectors.flip(-1)[:, :size]
+    # An eigenvector's sign is free; the largest entry is made positive, so that every machine agrees.
+    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    return (directions * largest.sign()).float().contiguous()
 
 
 def salient_units(moment: Tensor, size: int) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pocketlm.artifact import Artifact
 from pocketlm.distill.layers import Along, Distill
 from pocketlm.errors import RecipeError
-from pocketlm.models.load import Classifier
+from pocketlm.models.load import student_of, with_student
 from pocketlm.prune.masks import (
     Masks,
     Scope,
@@ -176,7 +176,7 @@ class Magnitude:
         Raises:
             RecipeError: the pattern does not fit a map.
         """
-        student = Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
+        student = student_of(artifact)
         training = replace(self.training, seed=self.seed)
         schedule = Cubic(self.sparsity)
         if self.gradual and self.pattern is None:
@@ -186,10 +186,7 @@ class Magnitude:
         else:
             with held(student.model, magnitude_masks(student.model, self.sparsity, self.scope, self.pattern)):
                 curves = training.fit(student, artifact, context, "train what is left")
-        student.save(context.folder / "student")
-        return artifact.with_part("student", context.folder / "student").with_figures(
-            distil=curves, pruned=zeros_of(student.model)
-        )
+        return with_student(artifact, student, context, distil=curves, pruned=zeros_of(student.model))
 
 
 def zeros_of(model: nn.Module) -> dict[str, object]:

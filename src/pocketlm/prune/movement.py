@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from pocketlm.artifact import Artifact
 from pocketlm.distill.layers import Along, Distill
 from pocketlm.errors import RecipeError
-from pocketlm.models.load import Classifier
+from pocketlm.models.load import student_of, with_student
 from pocketlm.prune.magnitude import LOGITS, Cubic, zeros_of
 from pocketlm.prune.masks import Scope, keep_best, prunable
 from pocketlm.stage import Context
@@ -131,7 +131,7 @@ class Movement:
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `student`; adds the figures `distil` and `pruned` (sparsity, and of what)."""
-        student = Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
+        student = student_of(artifact)
         training, schedule = replace(self.training, seed=self.seed), Cubic(self.sparsity, start=0.1)
         # σ(2.2) = 0.9: soft movement starts with everything kept, far from a threshold of 0.1.
         with scored(student.model, 2.2 if self.soft else 0.0) as found:
@@ -155,7 +155,4 @@ class Movement:
                 penalty if self.soft else None,
             )
             curves = training.fit(student, artifact, context, "prune the student", along)
-        student.save(context.folder / "student")
-        return artifact.with_part("student", context.folder / "student").with_figures(
-            distil=curves, pruned=zeros_of(student.model)
-        )
+        return with_student(artifact, student, context, distil=curves, pruned=zeros_of(student.model))

@@ -26,7 +26,7 @@ from pocketlm.data.examples import load_split
 from pocketlm.distill.inner import spread
 from pocketlm.distill.layers import Distill
 from pocketlm.errors import RecipeError
-from pocketlm.models.load import Classifier
+from pocketlm.models.load import Classifier, student_of, with_student
 from pocketlm.prune.magnitude import LOGITS, zeros_of
 from pocketlm.prune.masks import Masks, Scope, held, keep_best, prunable
 from pocketlm.stage import Context
@@ -149,7 +149,7 @@ class OptimalBrainDamage:
                 "curvature=gauss-newton is for one label or number a text, and the task is of kind "
                 f"{task.kind}; use curvature: fisher"
             )
-        student = Classifier.load(artifact.parts["student"], task, artifact.figures["max_length"])
+        student = student_of(artifact)
         training, masks = replace(self.training, seed=self.seed), Masks()
         curves: dict[str, object] = {}
         for number in range(1, self.rounds + 1):
@@ -158,10 +158,7 @@ class OptimalBrainDamage:
             own = replace(context, checkpoints=context.checkpoints / f"round-{number}")
             with held(student.model, masks):
                 curves = training.fit(student, artifact, own, f"round {number} of {self.rounds}")
-        student.save(context.folder / "student")
-        return artifact.with_part("student", context.folder / "student").with_figures(
-            distil=curves, pruned=zeros_of(student.model)
-        )
+        return with_student(artifact, student, context, distil=curves, pruned=zeros_of(student.model))
 
     def curvature_of(self, student: Classifier, artifact: Artifact) -> dict[str, Tensor]:
         """h_kk of a student on some of the training texts."""

@@ -30,7 +30,7 @@ from pocketlm.distill.inner import spread
 from pocketlm.distill.layers import Along, Distill
 from pocketlm.errors import RecipeError
 from pocketlm.models.families import layers_of
-from pocketlm.models.load import Classifier, parameters_of
+from pocketlm.models.load import Classifier, parameters_of, student_of, with_student
 from pocketlm.models.uneven import cut_layers
 from pocketlm.prune.costs import Costs, check_budget, count_bytes, measure_latency
 from pocketlm.prune.gates import Gates, HardConcrete, OpenGates, gated, shape_of
@@ -95,14 +95,13 @@ class Structured:
             RecipeError: a budget is too small for what is left without attention and FFN.
             TeacherError: the layers of this family cannot be cut one by one.
         """
-        student = Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
+        student = student_of(artifact)
         before, budgets = parameters_of(student.model), self.budgets(student, artifact, context)
         if self.learned:
             curves, (heads, neurons) = self.learn(student, artifact, context, budgets)
         else:
             curves, (heads, neurons) = {}, chosen(*by_importance(student, artifact), budgets)
         cut_layers(student.model, heads, neurons)
-        student.save(context.folder / "student")
         untrained = Classifier.load(artifact.parts["untrained_student"], student.task, student.max_length)
         cut_layers(untrained.model, heads, neurons)
         untrained.save(context.folder / "untrained")
@@ -111,12 +110,11 @@ class Structured:
             "neurons": [len(many) for many in neurons],
             "parameters_before": before,
         }
-        return (
-            artifact.with_part("student", context.folder / "student")
-            .with_part("untrained_student", context.folder / "untrained")
-            .with_figures(structure=structure, parameters=parameters_of(student.model))
-            .with_figures(**({"distil": curves} if curves else {}))
-        )
+        figures: dict[str, object] = {"structure": structure, "parameters": parameters_of(student.model)}
+        if curves:
+            figures["distil"] = curves
+        cut = with_student(artifact, student, context, **figures)
+        return cut.with_part("untrained_student", context.folder / "untrained")
 
     def learn(
         self,

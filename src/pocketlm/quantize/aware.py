@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from pocketlm.artifact import Artifact
 from pocketlm.distill.layers import Distill
 from pocketlm.errors import RecipeError
-from pocketlm.models.load import Classifier
+from pocketlm.models.load import student_of, with_student
 from pocketlm.stage import Context
 
 TERNARY = 2
@@ -171,11 +171,14 @@ class QuantizationAware:
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `student`; adds the figures `distil` and `grid` (bits)."""
-        student = Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
+        student = student_of(artifact)
         training = replace(self.training, seed=self.seed)
         with quantized(student.model, self.weight_bits, self.embedding_bits):
             curves = training.fit(student, artifact, context, "train on the grid")
-        student.save(context.folder / "student")
-        return artifact.with_part("student", context.folder / "student").with_figures(
-            distil=curves, grid={"weight_bits": self.weight_bits, "embedding_bits": self.embedding_bits}
+        return with_student(
+            artifact,
+            student,
+            context,
+            distil=curves,
+            grid={"weight_bits": self.weight_bits, "embedding_bits": self.embedding_bits},
         )

@@ -16,7 +16,7 @@ from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import RecipeError
 from pocketlm.export.graph import named_after
 from pocketlm.metrics import headline
-from pocketlm.runtime.pocket import Pocket, Text, pad, session
+from pocketlm.runtime.pocket import Pocket, Text, inputs_of, pad, session
 from pocketlm.task import Task
 from pocketlm.words import WordLogits
 
@@ -72,7 +72,7 @@ class Judge:
     @property
     def inputs(self) -> list[Text]:
         """The examples' texts as the runtime takes them."""
-        return [texts[0] if len(texts) == 1 else (texts[0], texts[1]) for texts in self.examples.texts]
+        return inputs_of(self.examples.texts)
 
     def opened(self, graph: Path, threads: int | None = None) -> Pocket:
         """A graph as a pocket."""

@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 from pocketlm.artifact import Artifact
 from pocketlm.distill.layers import Distill
 from pocketlm.errors import RecipeError
-from pocketlm.models.load import Classifier
+from pocketlm.models.load import student_of, with_student
 from pocketlm.quantize.aware import LOGITS, SMALLEST
 from pocketlm.stage import Context
 
@@ -150,7 +150,7 @@ class ShareWeights:
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `student`; adds the figures `distil` and `shared` (bits in Huffman's code)."""
-        student = Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
+        student = student_of(artifact)
         training = replace(self.training, seed=self.seed)
         maps: dict[str, tuple[nn.Module, str]] = {}
         for name, module in cast(Any, student.model).base_model.named_modules():
@@ -159,7 +159,10 @@ class ShareWeights:
         with sharing(maps, self.values) as found:
             curves = training.fit(student, artifact, context, "train the shared values")
             bits = sum(huffman_bits(each.codes) for each in found.values())
-        student.save(context.folder / "student")
-        return artifact.with_part("student", context.folder / "student").with_figures(
-            distil=curves, shared={"values": self.values, "huffman_bytes": bits / 8}
+        return with_student(
+            artifact,
+            student,
+            context,
+            distil=curves,
+            shared={"values": self.values, "huffman_bytes": bits / 8},
         )

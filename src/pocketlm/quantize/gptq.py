@@ -21,7 +21,7 @@ from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
 from pocketlm.errors import RecipeError
 from pocketlm.models.curvature import inverse_factor
-from pocketlm.models.load import Classifier
+from pocketlm.models.load import Classifier, student_of, with_student
 from pocketlm.models.saliency import visit
 from pocketlm.quantize.aware import BITS, SMALLEST, highest, on_grid, scales
 from pocketlm.stage import Context
@@ -82,7 +82,7 @@ class Gptq:
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `student`; adds the figure `grid` (bits)."""
-        student = Classifier.load(artifact.parts["student"], artifact.task, artifact.figures["max_length"])
+        student = student_of(artifact)
         encoded = student.encode(load_split(artifact.parts["data"], "train").texts[: self.texts])
         large = [
             module
@@ -98,9 +98,11 @@ class Gptq:
                         rounded = on_grid(module.weight, self.embedding_bits)
                     module.weight.copy_(rounded)
                 advance(1)
-        student.save(context.folder / "student")
-        return artifact.with_part("student", context.folder / "student").with_figures(
-            grid={"weight_bits": self.weight_bits, "embedding_bits": self.embedding_bits}
+        return with_student(
+            artifact,
+            student,
+            context,
+            grid={"weight_bits": self.weight_bits, "embedding_bits": self.embedding_bits},
         )
 
 

@@ -342,6 +342,11 @@ def physical_cores() -> int:
         return len(allowed)
 
 
+def inputs_of(texts: Iterable[Sequence[str]]) -> list[Text]:
+    """Examples as the runtime and its tokenizer take them: a string, or two strings in a tuple."""
+    return [text[0] if len(text) == 1 else (text[0], text[1]) for text in texts]
+
+
 def pad(encodings: Sequence[Pieces], pad_id: int) -> dict[str, np.ndarray]:
     """The graph inputs of one batch, as long as its longest example.
 

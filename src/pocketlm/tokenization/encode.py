@@ -10,6 +10,7 @@ from typing import Any, cast
 from tokenizers import Tokenizer
 
 from pocketlm.errors import TeacherError
+from pocketlm.runtime.pocket import inputs_of
 from pocketlm.runtime.windows import Window, windows
 from pocketlm.task import Task
 from pocketlm.words import first_pieces, text_of_words, words_of
@@ -62,8 +63,7 @@ def encode(
         return _encoded([own[0] for own in _windows(tokenizer, texts, max_length)], texts, task)
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length, strategy="longest_first")
-    inputs = [text[0] if len(text) == 1 else (text[0], text[1]) for text in texts]
-    encodings = tokenizer.encode_batch(inputs)
+    encodings = tokenizer.encode_batch(inputs_of(texts))
     origins = [[-1 if text is None else text for text in encoding.sequence_ids] for encoding in encodings]
     found = [
         Window(encoding.ids, encoding.type_ids, origin, encoding.offsets)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from pocketlm.runtime.pocket import inputs_of
+
 
 @dataclass(frozen=True)
 class Word:
@@ -45,7 +47,7 @@ def segment(
         texts: One or two strings an example.
         max_length: Teacher's pieces an example is cut to.
     """
-    inputs = [text[0] if len(text) == 1 else (text[0], text[1]) for text in texts]
+    inputs = inputs_of(texts)
     teacher.no_padding()
     teacher.enable_truncation(max_length, strategy="longest_first")
     student.no_padding()
