@@ -29,9 +29,10 @@ from pocketlm.diagnose.speed import operators
 from pocketlm.pipeline import cache_folder, run
 from pocketlm.recipe import resolve
 from pocketlm.runtime.manifest import MODEL, TOKENIZER, read_info
-from pocketlm.runtime.pocket import Pocket, Text, inputs_of, load, pad, physical_cores
+from pocketlm.runtime.pocket import Pocket, Text, load, pad, physical_cores
 from pocketlm.shrink import recipe_of, shrink
 from pocketlm.timing import Timings, interleave, throughput
+from pocketlm.words import inputs_of
 from run import BENCHES, append, blank, sources_of
 
 BATCHES = (1, 8, 32, 128)

@@ -25,7 +25,7 @@ from pocketlm.quantize.control import Judge, feeds_of, products_of, ranking
 from pocketlm.quantize.int8 import quantize
 from pocketlm.recipe import Override
 from pocketlm.runtime.manifest import MODEL, TOKENIZER
-from pocketlm.runtime.pocket import inputs_of
+from pocketlm.words import inputs_of
 
 COMPARED_TEXTS = 128
 TRACED_TEXTS = 32

@@ -7,12 +7,15 @@ something of a word at the word's first piece, and two models with different pie
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pocketlm.task import Task
+
+Text = str | tuple[str, str]
+"""An example as the runtime and its tokenizer take it."""
 
 Span = tuple[int, int]
 """Start and end character, the end excluded."""
@@ -22,6 +25,11 @@ MISSING = -1
 
 _RUN = re.compile(r"\S+")
 _WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def inputs_of(texts: Iterable[Sequence[str]]) -> list[Text]:
+    """Examples as the runtime and its tokenizer take them: a string, or two strings in a tuple."""
+    return [text[0] if len(text) == 1 else (text[0], text[1]) for text in texts]
 
 
 def words_of(task: Task, texts: Sequence[str]) -> list[Span]:

@@ -21,7 +21,7 @@ from pocketlm.distill.layers import Along, Distill
 from pocketlm.distill.teacher_outputs import TeacherOutputs
 from pocketlm.errors import RecipeError
 from pocketlm.finetune import head_factors
-from pocketlm.models.load import Classifier
+from pocketlm.models.load import student_of
 from pocketlm.models.student import BuildStudent
 from pocketlm.stage import Context
 from pocketlm.train import Precision
@@ -87,7 +87,7 @@ class Assistant:
         whole = BuildStudent(layers=kept, vocabulary=None, seed=self.seed)
         asked = TeacherOutputs(states=(), precision=self.precision)(artifact, inside("outputs"))
         asked = whole(asked, inside("start"))
-        assistant = Classifier.load(asked.parts["student"], asked.task, asked.figures["max_length"])
+        assistant = student_of(asked)
         assistant.model.get_input_embeddings().weight.requires_grad_(not self.freeze_embeddings)
         along = Along(factors=head_factors(assistant.model, self.head_rate if kept is None else 1.0))
         curves = self.distill().fit(assistant, asked, inside("distil"), "teach the assistant", along)

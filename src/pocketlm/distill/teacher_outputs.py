@@ -173,7 +173,8 @@ def _bases(
                 rows = output.hidden_states[state][mask].double()  # [pieces, width]
                 moment += rows.T @ rows
         aside = path.with_name("bases.partial.npy")
-        np.save(aside, torch.stack([principal_directions(moment, width) for moment in moments]).numpy())
+        bases = torch.stack([principal_directions(moment, width) for moment in moments])
+        np.save(aside, bases.float().numpy())
         os.replace(aside, path)
     return list(torch.from_numpy(np.load(path)))
 

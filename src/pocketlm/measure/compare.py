@@ -25,10 +25,11 @@ from pocketlm.measure.zeros import worth_of_zeros
 from pocketlm.metrics import Logits, headline, retention_interval
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.runtime.manifest import MODEL, TOKENIZER, read_info
-from pocketlm.runtime.pocket import Pocket, Text, inputs_of, load, session
+from pocketlm.runtime.pocket import Pocket, Text, load, session
 from pocketlm.stage import Context
 from pocketlm.task import Task
 from pocketlm.timing import interleave, throughput
+from pocketlm.words import inputs_of
 
 BATCH = 32
 WARMUP = 20

@@ -233,13 +233,13 @@ def principal_directions(moment: Tensor, size: int) -> Tensor:
         size: Directions to take.
 
     Returns:
-        [hidden, size], float32, the longest first.
+        [hidden, size], of the moment's type, the longest first.
     """
     vectors = cast(Tensor, torch.linalg.eigh(moment.double()).eigenvectors)  # the longest comes last
     directions = vectors.flip(-1)[:, :size]
     # An eigenvector's sign is free; the largest entry is made positive, so that every machine agrees.
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
-    return (directions * largest.sign()).float().contiguous()
+    return (directions * largest.sign()).to(moment.dtype).contiguous()
 
 
 def salient_units(moment: Tensor, size: int) -> list[int]:

@@ -16,9 +16,9 @@ from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import RecipeError
 from pocketlm.export.graph import named_after
 from pocketlm.metrics import headline
-from pocketlm.runtime.pocket import Pocket, Text, inputs_of, pad, session
+from pocketlm.runtime.pocket import Pocket, Text, pad, session
 from pocketlm.task import Task
-from pocketlm.words import WordLogits
+from pocketlm.words import WordLogits, inputs_of
 
 PROBED = 64
 """Texts by which the products are ranked."""

@@ -24,14 +24,12 @@ from pocketlm.runtime.manifest import MEND, MODEL, TOKENIZER, check_files, descr
 from pocketlm.runtime.prediction import Prediction, Span, predictions, softmax
 from pocketlm.runtime.windows import Window, windows
 from pocketlm.task import Task
-from pocketlm.words import WordLogits, WordSums, first_pieces, text_of_words
+from pocketlm.words import Text, WordLogits, WordSums, first_pieces, text_of_words
 
 __all__ = ["Pocket", "Prediction", "Span", "load", "softmax"]
 
 GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 GRAPH_OUTPUT, WORD_OUTPUT = "logits", "word_logits"
-
-Text = str | tuple[str, str]
 
 # Measured up to 7 MB: on one text, a second thread costs more than it takes off the first.
 ONE_THREAD_BYTES = 8_000_000
@@ -340,11 +338,6 @@ def physical_cores() -> int:
         return len({path.read_text() for path in siblings})
     except OSError:
         return len(allowed)
-
-
-def inputs_of(texts: Iterable[Sequence[str]]) -> list[Text]:
-    """Examples as the runtime and its tokenizer take them: a string, or two strings in a tuple."""
-    return [text[0] if len(text) == 1 else (text[0], text[1]) for text in texts]
 
 
 def pad(encodings: Sequence[Pieces], pad_id: int) -> dict[str, np.ndarray]:

@@ -10,10 +10,9 @@ from typing import Any, cast
 from tokenizers import Tokenizer
 
 from pocketlm.errors import TeacherError
-from pocketlm.runtime.pocket import inputs_of
 from pocketlm.runtime.windows import Window, windows
 from pocketlm.task import Task
-from pocketlm.words import first_pieces, text_of_words, words_of
+from pocketlm.words import first_pieces, inputs_of, text_of_words, words_of
 
 PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 
