@@ -203,7 +203,10 @@ def quantize_cases() -> tuple[Case, ...]:
     """The default pocket with weights of every kind, on every task; most of them as one coded file."""
     given, coded = (*ONE_TEACHER, *NO_CONTROLS), ("pack", "coded", True)
     floats: tuple[Override, ...] = (("int8", "matmuls", False), ("int8", "embeddings", False))
-    four = {"qat": {"weight_bits": 4, "embedding_bits": 4}}
+    trained = {
+        name: {"qat": {"weight_bits": bits, "embedding_bits": 4}}
+        for name, bits in (("4 bits", 4), ("3 bits", 3), ("three values", 2))
+    }
     cases = [
         Case("", (0,), "float32", overrides=floats),
         Case("", (0,), "8 bits"),
@@ -212,13 +215,9 @@ def quantize_cases() -> tuple[Case, ...]:
             for name in ("minmax", "percentile", "entropy")
         ),
         Case("", (0,), "4 bits", more={"weight_only": {}}, less="int8"),
-        Case("", (0,), "4 bits, trained", more={**four, "weight_only": {}}, less="int8"),
+        Case("", (0,), "4 bits, trained", more={**trained["4 bits"], "weight_only": {}}, less="int8"),
         Case("", (0,), "8 bits, coded", overrides=(coded,)),
-        Case("", (0,), "4 bits, coded", overrides=(coded,), more=four),
-        Case(
-            "", (0,), "three values, coded", overrides=(coded,),
-            more={"qat": {"weight_bits": 2, "embedding_bits": 4}},
-        ),
+        *(Case("", (0,), f"{name}, coded", overrides=(coded,), more=more) for name, more in trained.items()),
         Case("", (0,), "4 bits by GPTQ, coded", overrides=(coded,), more={"gptq": {}}),
         # A row has too many values for a grid of 8 bits.
         Case("", (0,), "shared values, coded", overrides=(coded, floats[0]), more={"share": {}}),

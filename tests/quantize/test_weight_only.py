@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 from collections import Counter
 from pathlib import Path
 
@@ -29,14 +30,14 @@ from tests.tiny_models import MAX_LENGTH, SINGLE
 ROWS = np.random.default_rng(0).normal(size=(6, 70)).astype(np.float32)
 
 
-@given(width=st.integers(1, 70), group=st.sampled_from([16, 32]))
+@given(width=st.integers(1, 70), group=st.sampled_from([16, 32]), bits=st.sampled_from([3, 4]))
 @NO_DEADLINE
-def test_an_error_is_at_most_half_a_step_of_its_group(width: int, group: int) -> None:
+def test_an_error_is_at_most_half_a_step_of_its_group(width: int, group: int, bits: int) -> None:
     rows = ROWS[:, :width]
-    codes, scale = quantize_groups(rows, group)
+    codes, scale = quantize_groups(rows, group, bits)
     groups = -(-width // group)
     assert codes.shape == (6, groups * group) and scale.shape == (6, groups)
-    assert codes.dtype == np.int8 and np.abs(codes).max() <= 7 and not codes[:, width:].any()
+    assert codes.dtype == np.int8 and np.abs(codes).max() <= {3: 3, 4: 7}[bits] and not codes[:, width:].any()
     near = (codes.reshape(6, groups, group) * scale[..., None]).reshape(6, -1)[:, :width]
     steps = np.repeat(scale, group, axis=1)[:, :width]
     assert (np.abs(near - rows) <= steps / 2 * (1 + 1e-4)).all()
@@ -139,6 +140,20 @@ def test_tables_may_have_eight_bits_or_none(exported: Artifact, answers: Answers
         assert np.corrcoef(wanted.ravel(), answers(done.parts["onnx"]).ravel())[0, 1] > 0.9
         sizes.append(done.parts["onnx"].stat().st_size)
     assert sizes[0] < sizes[1]
+
+
+def test_three_bits_take_the_room_of_four_until_they_are_packed(
+    exported: Artifact, four_bits: Artifact, answers: Answers, tmp_path: Path
+) -> None:
+    three = WeightOnly(bits=3, embedding_bits=3, tolerance=None)(exported, Context(tmp_path, tmp_path))
+    graphs = [part.parts["onnx"].read_bytes() for part in (four_bits, three)]
+    assert len(graphs[0]) == len(graphs[1])
+    four, less = (len(lzma.compress(graph)) for graph in graphs)
+    assert less < 0.9 * four
+    wanted = answers(exported.parts["onnx"]).ravel()
+    near = [np.corrcoef(wanted, answers(part.parts["onnx"]).ravel())[0, 1] for part in (four_bits, three)]
+    assert 0.5 < near[1] < near[0]
+    assert three.figures["quantization"]["bits"] == 3
 
 
 @pytest.mark.parametrize("fields", [{"group": 20}, {"tolerance": -0.1}])

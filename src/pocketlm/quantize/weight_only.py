@@ -1,12 +1,12 @@
-"""Weights of 4 bits in memory, too: groups of them share a scale, and activations stay floats.
+"""Weights of 4 or 3 bits in memory, too: groups of them share a scale, and activations stay floats.
 
 The rounding is that of Dettmers and Zettlemoyer 2023, "The case for 4-bit precision"
 (https://arxiv.org/abs/2212.09720), section 2: blocks of weights with a scale each.
 
-Deviations: symmetric, -7 … 7; a row that is on a grid of at most 4 bits already (`qat`, `gptq`) keeps that
-grid's scale, and is not rounded twice. Products say it by the standard's
-DequantizeLinear with blocks, which ONNX Runtime makes one MatMulNBits of; tables by its GatherBlockQuantized,
-as the standard has no look-up in 4 bits.
+Deviations: symmetric, -7 … 7 or -3 … 3; a row that is on such a grid already (`qat`, `gptq`) keeps its
+scale, and is not rounded twice. Products say it by the standard's DequantizeLinear with blocks, which ONNX
+Runtime makes one MatMulNBits of; tables by its GatherBlockQuantized, as the standard has no look-up in 4
+bits. Neither knows 3: they take the room of 4 in memory, and no more than their own in `model.pocket`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from onnx import helper, numpy_helper
 from pocketlm.artifact import Artifact
 from pocketlm.errors import RecipeError
 from pocketlm.export.graph import with_nodes
+from pocketlm.quantize.aware import highest
 from pocketlm.quantize.control import check_tolerance, controlled, named
 from pocketlm.quantize.int8 import quantize_embeddings, tables_of, weights_of
 from pocketlm.stage import Context
 
-BITS = 4
-HIGHEST = 7
+STORED = 4
+"""Bits that a weight takes in the graph."""
 ZERO = 8
 """Code of 0 in a table, whose codes have no sign."""
 ON_GRID = 1e-3
@@ -37,33 +38,35 @@ GROUPS = (16, 32, 64, 128, 256)
 CONTRIBUTED = "com.microsoft"
 
 
-def quantize_groups(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+def quantize_groups(rows: np.ndarray, group: int, bits: int = STORED) -> tuple[np.ndarray, np.ndarray]:
     """Round rows of weights, a scale for each group of columns: w ≈ scale · q.
 
-    A row that is on a grid of 15 points already, as `qat` and `gptq` leave it, keeps that grid's scale.
+    A row that is on a grid of these bits already, as `qat` and `gptq` leave it, keeps that grid's scale.
 
     Args:
         rows: Float [rows, width].
         group: Columns that share a scale.
+        bits: 3 or 4.
 
     Returns:
-        q, int8 [rows, groups · group], from -7 to 7 and 0 beyond the width; scale, float32 [rows, groups].
+        q, int8 [rows, groups · group], from -3 to 3 or -7 to 7 and 0 beyond the width; scale, float32 [rows,
+        groups].
     """
     groups = -(-rows.shape[1] // group)
     padded = np.pad(rows, ((0, 0), (0, groups * group - rows.shape[1])))
     blocks = padded.reshape(len(rows), groups, group)
-    grids = grids_of(rows)[:, None]
-    scale = np.where(grids > 0, grids, np.abs(blocks).max(axis=2) / HIGHEST)
+    grids, most = grids_of(rows, bits)[:, None], highest(bits)
+    scale = np.where(grids > 0, grids, np.abs(blocks).max(axis=2) / most)
     scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
-    codes = np.clip(np.round(blocks / scale[..., None]), -HIGHEST, HIGHEST).astype(np.int8)
+    codes = np.clip(np.round(blocks / scale[..., None]), -most, most).astype(np.int8)
     return codes.reshape(len(rows), -1), scale
 
 
-def grids_of(rows: np.ndarray) -> np.ndarray:
-    """The distance of two points of the grid of -7 … 7 that each row is on; 0 where it is on none, [rows]."""
+def grids_of(rows: np.ndarray, bits: int = STORED) -> np.ndarray:
+    """The distance of two points of the grid that each row is on, [rows]; 0 where it is on none."""
     largest: np.ndarray = np.abs(rows).max(axis=1)
     found = np.zeros(len(rows), dtype=np.float32)
-    for steps in range(1, HIGHEST + 1):
+    for steps in range(1, highest(bits) + 1):
         scale = np.maximum(largest, 1e-12) / steps
         codes = rows / scale[:, None]
         exact = np.abs(codes - np.round(codes)).max(axis=1) < ON_GRID
@@ -74,21 +77,24 @@ def grids_of(rows: np.ndarray) -> np.ndarray:
 def packed(codes: np.ndarray) -> np.ndarray:
     """Codes of 4 bits, uint8 [rows, width], two in a byte, the first one low: [rows, width / 2]."""
     pairs = codes.reshape(len(codes), -1, 2)
-    return pairs[..., 0] | pairs[..., 1] << BITS
+    return pairs[..., 0] | pairs[..., 1] << STORED
 
 
-def quantize_products(model: onnx.ModelProto, group: int, floats: Sequence[str] = ()) -> int:
-    """Store the weights of products in 4 bits, in place; returns how many.
+def quantize_products(
+    model: onnx.ModelProto, group: int, bits: int = STORED, floats: Sequence[str] = ()
+) -> int:
+    """Store the weights of products in few bits, in place; returns how many.
 
     Args:
         model: A graph in float32.
         group: Inputs of a product that share a scale. A product whose inputs are no multiple of it is left.
+        bits: 3 or 4.
         floats: Nodes that stay as they are, by name.
     """
     graph, nodes = model.graph, list[onnx.NodeProto]()
     weights = {name: weight for name, weight in weights_of(graph, floats).items() if len(weight) % group == 0}
     for name, weight in weights.items():
-        codes, scale = quantize_groups(weight.T, group)
+        codes, scale = quantize_groups(weight.T, group, bits)
         # The standard's INT4: two's complement, two of them a byte.
         stored = onnx.TensorProto(name=f"{name}_codes", data_type=onnx.TensorProto.INT4, dims=codes.T.shape)
         stored.raw_data = packed(codes.T.astype(np.uint8) & 15).tobytes()
@@ -100,12 +106,13 @@ def quantize_products(model: onnx.ModelProto, group: int, floats: Sequence[str] 
     return len(weights)
 
 
-def quantize_tables(model: onnx.ModelProto, group: int) -> int:
-    """Store embedding tables in 4 bits, in place; returns how many.
+def quantize_tables(model: onnx.ModelProto, group: int, bits: int = STORED) -> int:
+    """Store embedding tables in few bits, in place; returns how many.
 
     Args:
         model: A graph in float32.
         group: Columns that share a scale. A table whose width is no multiple of it is left.
+        bits: 3 or 4.
     """
     graph, done = model.graph, dict[str, bool]()
     tables = tables_of(graph)
@@ -115,7 +122,7 @@ def quantize_tables(model: onnx.ModelProto, group: int) -> int:
             continue
         name, ids = node.input[0], node.input[1]
         if name not in done:
-            codes, scale = quantize_groups(numpy_helper.to_array(table), group)
+            codes, scale = quantize_groups(numpy_helper.to_array(table), group, bits)
             stored = packed((codes + ZERO).astype(np.uint8))
             graph.initializer.append(numpy_helper.from_array(stored, f"{name}_codes"))
             graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
@@ -123,7 +130,7 @@ def quantize_tables(model: onnx.ModelProto, group: int) -> int:
         node.CopyFrom(
             helper.make_node(
                 "GatherBlockQuantized", [f"{name}_codes", ids, f"{name}_scale"], node.output, node.name,
-                domain=CONTRIBUTED, bits=BITS, block_size=group, gather_axis=0, quantize_axis=1,
+                domain=CONTRIBUTED, bits=STORED, block_size=group, gather_axis=0, quantize_axis=1,
             )
         )  # fmt: skip
     if done:
@@ -134,17 +141,19 @@ def quantize_tables(model: onnx.ModelProto, group: int) -> int:
 
 @dataclass(frozen=True)
 class WeightOnly:
-    """Store the exported graph's weights in 4 bits, in the place of `int8`: small in memory, too.
+    """Store the exported graph's weights in few bits, in the place of `int8`: small in memory, too.
 
     Args:
+        bits: Of products' weights: 4, or 3, which `model.pocket` gains by.
         group: Weights that share a scale: 16, 32, 64, 128 or 256.
-        embedding_bits: Of embedding tables: 4, or 8 with a scale a row; None leaves them in float32.
+        embedding_bits: Of embedding tables: 3, 4, or 8 with a scale a row; None leaves them in float32.
         tolerance: What may be lost of the metric on valid, as of `pocketlm.quantize.int8.QuantizeInt8`.
         keep: Products that stay in float32 in any case, as `pocketlm doctor` names them.
     """
 
+    bits: Literal[3, 4] = 4
     group: int = 32
-    embedding_bits: Literal[4, 8] | None = 4
+    embedding_bits: Literal[3, 4, 8] | None = 4
     tolerance: float | None = 0.005
     keep: tuple[str, ...] = ()
 
@@ -164,9 +173,9 @@ class WeightOnly:
 
         def make(path: Path, floats: Sequence[str]) -> None:
             model = onnx.load(source)
-            quantize_products(model, self.group, [*self.keep, *floats])
-            if self.embedding_bits == BITS:
-                quantize_tables(model, self.group)
+            quantize_products(model, self.group, self.bits, [*self.keep, *floats])
+            if self.embedding_bits is not None and self.embedding_bits <= STORED:
+                quantize_tables(model, self.group, self.embedding_bits)
             if self.embedding_bits is not None:  # those that no group fits, too
                 quantize_embeddings(model)
             onnx.save(model, path)
@@ -174,5 +183,5 @@ class WeightOnly:
         found = controlled(source, path, make, products, artifact, self.tolerance)
         source.unlink()
         return artifact.with_part("onnx", path).with_figures(
-            quantization={"bits": BITS, "compute": "weights only", "group": self.group, **found}
+            quantization={"bits": self.bits, "compute": "weights only", "group": self.group, **found}
         )
