@@ -142,6 +142,11 @@ def distill_cases() -> tuple[Case, ...]:
         for point, recipe in points
         for task in tasks
     ]
+    # What a voice assistant needs, in at most 5 MB.
+    shape = (("assistant", "layers", 5), ("student", "layers", 5), ("student", "vocabulary", 4000))
+    cases.append(
+        Case("snips", (0,), "5 MB", recipe="from-base", teacher="mpnet", overrides=(*ONE_TEACHER, *shape))
+    )
     given = (*ONE_TEACHER, *NO_CONTROLS)
     # The 57,000 sentences and phrases of its train split that are not among the 10,000 with a label.
     raw = Case(
