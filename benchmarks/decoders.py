@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.progress import Bars
-from pocketlm.pruning import OF_DECODERS, prune_decoder, pruned_decoder
 from pocketlm.sources import SMOLLM2
+from pocketlm.verbs.prune import OF_DECODERS, prune_decoder, pruned_decoder
 from run import append, blank, data_folder, recorded
 
 PATTERNS = (None, "2:4")

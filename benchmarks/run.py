@@ -30,8 +30,8 @@ from pocketlm.measure.machine import commit, machine, versions
 from pocketlm.progress import Bars
 from pocketlm.recipe import STAGES, Override, demo, packaged
 from pocketlm.runtime.manifest import read_info
-from pocketlm.shrink import resolved_recipe, shrink
 from pocketlm.sources import DEFAULT_DATA, DEFAULT_TEACHER, MPNET
+from pocketlm.verbs.shrink import resolved_recipe, shrink
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -30,9 +30,9 @@ from pocketlm.pipeline import cache_folder, run
 from pocketlm.recipe import resolve
 from pocketlm.runtime.manifest import MODEL, TOKENIZER, read_info
 from pocketlm.runtime.pocket import Pocket, Text, load, pad, physical_cores
-from pocketlm.shrink import recipe_of, shrink
+from pocketlm.tasks.words import inputs_of
 from pocketlm.timing import Timings, interleave, throughput
-from pocketlm.words import inputs_of
+from pocketlm.verbs.shrink import recipe_of, shrink
 from run import BENCHES, append, blank, sources_of
 
 BATCHES = (1, 8, 32, 128)

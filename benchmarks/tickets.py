@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.progress import Bars
-from pocketlm.shrink import resolved_recipe
-from pocketlm.tickets import MASKED_LM, Plan, described, tickets
+from pocketlm.verbs.shrink import resolved_recipe
+from pocketlm.verbs.tickets import MASKED_LM, Plan, described, tickets
 from run import TEACHERS, Case, append, blank, data_folder, recorded, sources_of
 
 STUDIED = ("critics", "sst2", "mrpc", "stsb", "clinc150", "snips")

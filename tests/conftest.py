@@ -131,7 +131,7 @@ def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Made:
 def pocket_of_pairs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pocket that predicts, without figures."""
     from pocketlm.pipeline import run
-    from pocketlm.shrink import resolved_recipe
+    from pocketlm.verbs.shrink import resolved_recipe
 
     recipe = resolved_recipe(str(tiny.teacher), str(tiny.pairs), overrides=QUICK)
     artifact, _ = run(recipe, tmp_path_factory.mktemp("pairs"), until="pack")

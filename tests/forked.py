@@ -29,8 +29,6 @@ LONGEST_SECONDS = 200.0
 
 def main() -> None:
     """Serve orders until standard input ends."""
-    import pocketlm.bench
-    import pocketlm.cli  # noqa: F401
 
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)

@@ -76,7 +76,7 @@ def test_a_network_that_reads_images_becomes_a_line_of_the_schema(bench) -> None
 
 def test_every_case_of_every_bench_has_a_recipe_that_resolves(bench, tmp_path: Path) -> None:
     run = bench("run")
-    from pocketlm.shrink import resolved_recipe
+    from pocketlm.verbs.shrink import resolved_recipe
 
     seen: set[tuple[Any, ...]] = set()
     for cases in run.BENCHES.values():

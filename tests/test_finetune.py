@@ -24,7 +24,7 @@ from pocketlm.finetune import (
 )
 from pocketlm.models.load import Classifier, output_layer
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 from tests.tiny import NO_DEADLINE
 from tests.tiny_models import (
     ARCHITECTURES,

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,11 @@ def test_a_wrong_line_is_told() -> None:
     assert faults(json.dumps(good | {"ram_bytes": "much"})) == ["ram_bytes is 'much', not a number or null"]
     del good["seed"]
     assert faults(json.dumps(good)) == ["missing seed"]
+
+
+def test_contributors_read_the_house_that_the_contract_holds() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    held = [layer for layer in contract["layers"] if not layer.startswith("(")]
+    below_cli = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("    cli\n")[1]
+    told = re.findall(r"^    (\S.*?)(?:   .*)?$", below_cli, re.MULTILINE)
+    assert ["cli", *told[: len(held) - 1]] == [re.sub(r" \| \(\w+\)", "", layer) for layer in held]

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pocketlm import recipe as recipes
 from pocketlm.cli import main
 from pocketlm.errors import RecipeError
-from pocketlm.quantizing import METHODS
 from pocketlm.recipe import (
     NEEDS_TEACHER_OUTPUTS,
     ONE_OF,
@@ -27,6 +26,7 @@ from pocketlm.recipe import (
     resolve,
     setting,
 )
+from pocketlm.verbs.quantize import METHODS
 from tests.conftest import Made, Tiny
 from tests.easy import QUICK
 
@@ -422,7 +422,7 @@ def one_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_papers_methods_run(one_cache: Path, tiny: Tiny, name: str) -> None:
     """From a teacher without a head to a distilled student."""
     from pocketlm.pipeline import run
-    from pocketlm.shrink import resolved_recipe
+    from pocketlm.verbs.shrink import resolved_recipe
 
     overrides = [one for one in QUICK if one[0] in ("finetune", "student")]
     overrides += BRIEF[name]

@@ -18,7 +18,7 @@ from pocketlm.supervised import (
     target_scale,
     targets_of,
 )
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 from tests.tiny import NO_DEADLINE
 from tests.tiny_models import (
     ARCHITECTURES,

@@ -24,8 +24,8 @@ from pocketlm.artifact import Artifact
 from pocketlm.data.examples import Examples
 from pocketlm.models.heads import new_model
 from pocketlm.models.load import ATTENTION, Classifier
-from pocketlm.task import Task
-from pocketlm.words import words_of
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import words_of
 from tests.tiny import ALPHABET, WORDS, sentences, tokenizer, wordpiece
 
 Architecture = Literal[

@@ -5,29 +5,27 @@
     pocket = pocketlm.load("pockets/reviews")
     pocket.predict(["a quiet triumph"])
 
-The verbs (`shrink`, `distill_student`, `prune_student`, `prune_decoder`, `tickets`, `bench`, `doctor`,
-`push`) need the workshop: pip install 'pocketlm[compress]'.
+The verbs (`shrink`, `distill_student`, `prune_student`, `prune_decoder`, `quantize_model`, `tickets`,
+`bench`, `doctor`, `export_model`, `push`) need the workshop: pip install 'pocketlm[compress]'.
 """
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pocketlm.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from pocketlm.bench import bench
-    from pocketlm.doctor import doctor
-    from pocketlm.exporting import export_model
-    from pocketlm.pruning import prune_decoder, prune_student
-    from pocketlm.push import push
-    from pocketlm.quantizing import quantize_model
     from pocketlm.runtime.pocket import Pocket, Prediction, load
-    from pocketlm.shrink import distill_student, shrink
-    from pocketlm.tickets import tickets
+    from pocketlm.verbs.bench import bench
+    from pocketlm.verbs.doctor import doctor
+    from pocketlm.verbs.export import export_model
+    from pocketlm.verbs.prune import prune_decoder, prune_student
+    from pocketlm.verbs.push import push
+    from pocketlm.verbs.quantize import quantize_model
+    from pocketlm.verbs.shrink import distill_student, shrink
+    from pocketlm.verbs.tickets import tickets
 
 __all__ = [
     "Pocket",
@@ -50,28 +48,17 @@ _HOMES = {
     "Pocket": "pocketlm.runtime.pocket",
     "Prediction": "pocketlm.runtime.pocket",
     "load": "pocketlm.runtime.pocket",
-    "bench": "pocketlm.bench",
-    "distill_student": "pocketlm.shrink",
-    "doctor": "pocketlm.doctor",
-    "export_model": "pocketlm.exporting",
-    "prune_decoder": "pocketlm.pruning",
-    "prune_student": "pocketlm.pruning",
-    "push": "pocketlm.push",
-    "quantize_model": "pocketlm.quantizing",
-    "shrink": "pocketlm.shrink",
-    "tickets": "pocketlm.tickets",
+    "bench": "pocketlm.verbs.bench",
+    "distill_student": "pocketlm.verbs.shrink",
+    "doctor": "pocketlm.verbs.doctor",
+    "export_model": "pocketlm.verbs.export",
+    "prune_decoder": "pocketlm.verbs.prune",
+    "prune_student": "pocketlm.verbs.prune",
+    "push": "pocketlm.verbs.push",
+    "quantize_model": "pocketlm.verbs.quantize",
+    "shrink": "pocketlm.verbs.shrink",
+    "tickets": "pocketlm.verbs.tickets",
 }
-
-
-class _Package(ModuleType):
-    """Keeps `pocketlm.shrink` the function: importing the module of that name would put itself there."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 
 
 @dataclass(frozen=True)

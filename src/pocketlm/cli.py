@@ -166,7 +166,7 @@ def distill(
     """Train a recipe's student and stop there, with its score on valid; test is not looked at."""
     from pocketlm import distill_student
     from pocketlm.progress import Bars
-    from pocketlm.shrink import training_of
+    from pocketlm.verbs.shrink import training_of
 
     folder = distill_student(
         teacher,
@@ -235,8 +235,8 @@ def prune(
     """Prune an encoder on a task, or, with --corpus, a language model that writes; with what it costs."""
     from pocketlm import prune_decoder, prune_student
     from pocketlm.progress import Bars
-    from pocketlm.pruning import pruned_decoder
-    from pocketlm.shrink import training_of
+    from pocketlm.verbs.prune import pruned_decoder
+    from pocketlm.verbs.shrink import training_of
 
     own = _overrides(set_, text, label, group, task, stratify, train_rows, fine_tune)
     if corpus is None:
@@ -354,7 +354,7 @@ def tickets(
     """Find the weights of an encoder that are enough to learn a task, and try them on the others."""
     from pocketlm import tickets as run_tickets
     from pocketlm.progress import Bars
-    from pocketlm.tickets import Plan, described, recipes_of
+    from pocketlm.verbs.tickets import Plan, described, recipes_of
 
     folder = run_tickets(
         recipes_of(teacher, data, revision, train_rows, _overrides(set_)),
@@ -544,7 +544,7 @@ def show(
     seed: SeedOption = None,
 ) -> None:
     """Print a recipe with every field of every stage."""
-    resolved = _workshop("pocketlm.shrink").resolved_recipe(
+    resolved = _workshop("pocketlm.verbs.shrink").resolved_recipe(
         teacher, data, recipe=source, overrides=_overrides(set_), seed=seed
     )
     print(resolved.to_yaml(), end="")

@@ -26,14 +26,14 @@ from transformers import PreTrainedModel
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import RecipeError, TeacherError
-from pocketlm.metrics import multi_hot, score
 from pocketlm.models.load import Classifier, head_of, output_layer, with_new_head
 from pocketlm.models.lora import add_lora, merge_lora
 from pocketlm.stage import Context
 from pocketlm.supervised import fold_scale, label_loss, target_scale, targets_of, valid_score
-from pocketlm.task import OUTSIDE, Task
+from pocketlm.tasks.metrics import multi_hot, score
+from pocketlm.tasks.task import OUTSIDE, Task
+from pocketlm.tasks.words import MISSING
 from pocketlm.train import Point, Precision, Settings, train
-from pocketlm.words import MISSING
 
 Mode = Literal["auto", "always", "never"]
 Indices = NDArray[np.intp]

@@ -96,7 +96,7 @@ OPTIONAL = (
 )
 NEEDS_TEACHER_OUTPUTS = ("tinybert", "structured", "distill", "magnitude", "movement", "obd", "qat", "share")
 KEYS = ("teacher", "revision", "start", "data", "seed", "stages", "set")
-# What other verbs than `shrink` run, see `pocketlm.tickets` and `pocketlm.pruning`.
+# What other verbs than `shrink` run, see `pocketlm.verbs.tickets` and `pocketlm.verbs.prune`.
 STUDIES: dict[str, type] = {
     "find_tickets": FindTickets,
     "find_masked_lm_tickets": FindMaskedLmTickets,

@@ -18,13 +18,13 @@ from torch.nn import functional as F
 
 from pocketlm.data.batches import pad
 from pocketlm.data.examples import Examples
-from pocketlm.metrics import intents, multi_hot, score, true_tags
 from pocketlm.models.heads import gathered
 from pocketlm.models.load import Classifier, output_layer
-from pocketlm.task import Task
+from pocketlm.tasks.metrics import intents, multi_hot, score, true_tags
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import MISSING
 from pocketlm.tokenization.encode import Encoded
 from pocketlm.train import Loss
-from pocketlm.words import MISSING
 
 
 def valid_score(classifier: Classifier, encoded: Encoded, examples: Examples) -> float:

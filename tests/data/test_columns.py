@@ -18,7 +18,7 @@ from pocketlm.data.columns import (
     label_name,
 )
 from pocketlm.errors import DataError
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 
 
 @given(

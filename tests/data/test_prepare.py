@@ -16,8 +16,8 @@ from pocketlm.data.prepare import Prepare
 from pocketlm.errors import DataError, RecipeError, StorageError
 from pocketlm.progress import Quiet
 from pocketlm.stage import Context
-from pocketlm.task import START, Task
-from pocketlm.words import words_of
+from pocketlm.tasks.task import START, Task
+from pocketlm.tasks.words import words_of
 
 
 class Heard(Quiet):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pocketlm.diagnose.labels import of_labels, swapped
-from pocketlm.task import Task
-from pocketlm.words import WordLogits
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits
 
 NAMES = ("a", "b", "c", "d")
 TASK = Task("classification", False, NAMES)

@@ -17,7 +17,7 @@ from pocketlm.distill.augment import Augment, padded_targets, tune_masked_lm
 from pocketlm.errors import RecipeError, TeacherError
 from pocketlm.models.masked_lm import IGNORED, load_masked_lm
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 from pocketlm.train import Settings
 from tests.models.test_masked_lm import masked_lm
 from tests.tiny import KilledError

@@ -15,7 +15,7 @@ from pocketlm.distill.losses import logit_kl
 from pocketlm.errors import RecipeError
 from pocketlm.models.load import Classifier, output_layer
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 from tests.tiny_models import JOINT, MANY, MAX_LENGTH, SINGLE, TAGGED, VALUE, classifier, prepared
 
 CHANCE = torch.Generator().manual_seed(0)

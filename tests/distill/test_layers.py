@@ -22,7 +22,7 @@ from pocketlm.models.student import BuildStudent
 from pocketlm.progress import Quiet
 from pocketlm.stage import Context
 from pocketlm.supervised import supervised, targets_of
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 from pocketlm.tokenization.align import UNALIGNED, align
 from pocketlm.train import Loss
 from tests.easy import exact_outputs

@@ -12,7 +12,7 @@ from pocketlm.errors import RecipeError, TeacherError
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.recipe import read, resolve
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 from pocketlm.tokenization.mixed import segment
 from tests.distill.test_projections import TEXTS, WORDPIECE, both
 from tests.models.test_masked_lm import masked_lm

@@ -18,7 +18,7 @@ from pocketlm.models.load import Classifier
 from pocketlm.models.student import BuildStudent
 from pocketlm.progress import Quiet
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 from pocketlm.tokenization.align import UNALIGNED, align
 from pocketlm.tokenization.encode import encode
 from tests.easy import exact_outputs

@@ -30,7 +30,7 @@ from pocketlm.models.load import Classifier
 from pocketlm.models.student import BuildStudent
 from pocketlm.progress import Quiet
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 from pocketlm.train import Loss
 from tests.easy import exact_outputs
 from tests.tiny import KilledError

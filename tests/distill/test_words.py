@@ -14,8 +14,8 @@ from pocketlm.distill.words import span_kl, word_kl
 from pocketlm.models.load import Classifier
 from pocketlm.models.student import BuildStudent
 from pocketlm.stage import Context
-from pocketlm.task import Task
-from pocketlm.words import words_of
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import words_of
 from tests.easy import exact_outputs
 from tests.tiny_models import MANY, MAX_LENGTH, ON_WORDS, classifier, prepared
 

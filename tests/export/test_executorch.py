@@ -11,9 +11,9 @@ import torch
 
 from pocketlm.errors import MissingExtraError
 from pocketlm.export.executorch import export_executorch, program_inputs
-from pocketlm.exporting import export_model
 from pocketlm.models.load import Classifier
 from pocketlm.runtime.manifest import described, read_info
+from pocketlm.verbs.export import export_model
 from tests.conftest import Made
 from tests.tiny_models import JOINT, PAIR, SINGLE, Architecture, classifier, examples_of
 

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pocketlm.errors import InputError, TeacherError
 from pocketlm.export.gguf import Weights, export_gguf, interleaved
-from pocketlm.exporting import export_model
 from pocketlm.models.decoder import Decoder, load_decoder
+from pocketlm.verbs.export import export_model
 from tests.tiny import tokenizer
 
 pytest.importorskip("gguf")

@@ -17,8 +17,8 @@ from pocketlm.errors import TeacherError
 from pocketlm.measure.compare import scores_of, torch_threads, weights_bytes
 from pocketlm.measure.kinds import SHOWN_CHARACTERS, SHOWN_DISAGREEMENTS, confusions, disagreements
 from pocketlm.models.load import Classifier
-from pocketlm.task import Task
-from pocketlm.words import inputs_of
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import inputs_of
 from tests.conftest import Made
 
 THREE = Task("classification", pair=False, labels=("a", "b", "c"))

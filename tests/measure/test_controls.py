@@ -34,9 +34,9 @@ from pocketlm.measure.controls import (
     with_neighbours,
     without_tags,
 )
-from pocketlm.spans import tags_said
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.spans import tags_said
+from pocketlm.tasks.task import Task
 from tests.conftest import Made
 from tests.easy import CUES, LABELS, sentence
 

@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from pocketlm.errors import PocketError
 from pocketlm.measure import fresh
 from pocketlm.measure.fresh import peak_ram_bytes, start_ms
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 
 EMBEDDING_BYTES = 48 * 2**20
 

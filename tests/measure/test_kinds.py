@@ -6,8 +6,8 @@ import numpy as np
 
 from pocketlm.data.examples import Examples
 from pocketlm.measure.kinds import by_name, confusions, differences, disagreements, spoken, true_spoken
-from pocketlm.task import Task
-from pocketlm.words import WordLogits
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits
 
 JOINT = Task("joint", pair=False, labels=("go", "stop"), tags=("B-city", "I-city", "O"))
 TAGGED = Task("tokens", pair=False, tags=JOINT.tags)

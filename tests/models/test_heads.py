@@ -14,8 +14,8 @@ from transformers import (
 from pocketlm.errors import TeacherError
 from pocketlm.models.heads import gathered, model_class
 from pocketlm.models.load import Classifier, head_of, with_new_head
-from pocketlm.task import Task
-from pocketlm.words import MISSING, words_of
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import MISSING, words_of
 from tests.tiny_models import (
     ARCHITECTURES,
     JOINT,

@@ -24,7 +24,7 @@ from pocketlm.models.load import (
     takes_segments,
     with_new_head,
 )
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 from tests.tiny import sentences
 from tests.tiny_models import (
     ARCHITECTURES,

@@ -20,7 +20,7 @@ from pocketlm.models.pieces import keep_pieces, keep_positions
 from pocketlm.models.saliency import neuron_saliency
 from pocketlm.models.student import BuildStudent
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 from pocketlm.tokenization.trim import trim
 from tests.tiny import NO_DEADLINE, sentences
 from tests.tiny_models import (

@@ -27,7 +27,7 @@ import pocketlm.runtime.pocket as runtime
 from pocketlm.errors import InputError, PocketError
 from pocketlm.runtime import Pocket, Prediction, load
 from pocketlm.runtime.pocket import physical_cores, session
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "quiet", "triumph", "dull", "film", "##s", "of", "the"]
 SINGLE = Task("classification", pair=False, labels=("rotten", "fresh", "neither"))

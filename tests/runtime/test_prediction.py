@@ -8,8 +8,8 @@ from pocketlm.measure.compare import as_pocket
 from pocketlm.models.load import Classifier
 from pocketlm.runtime import Pocket, load
 from pocketlm.runtime.prediction import Prediction, Span, predictions
-from pocketlm.task import Task
-from pocketlm.words import WordLogits
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits
 from tests.tiny_models import JOINT, MANY, ON_WORDS, QUESTION, TAGGED, classifier, examples_of
 
 EVERY = (MANY, *ON_WORDS)

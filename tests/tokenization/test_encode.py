@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from pocketlm.errors import TeacherError
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import MISSING
 from pocketlm.tokenization.encode import encode, encode_windows, load_tokenizer, pad_id
-from pocketlm.words import MISSING
 from tests.tiny import KINDS, NO_DEADLINE, texts, tokenizer
 
 examples = st.one_of(texts.map(lambda text: (text,)), st.tuples(texts, texts))

@@ -11,7 +11,7 @@ from typing import Any
 from pocketlm.data.read import Row, Value
 from pocketlm.data.word_labels import json_value
 from pocketlm.errors import DataError
-from pocketlm.task import Kind, Task
+from pocketlm.tasks.task import Kind, Task
 
 TEXT_PAIRS = (
     ("text_a", "text_b"),

@@ -24,11 +24,11 @@ from pocketlm.data.split import check_fraction, cut, sample
 from pocketlm.data.unlabeled import new_texts, read_unlabeled
 from pocketlm.data.word_labels import items, joined, read_answer, read_tags
 from pocketlm.errors import DataError, RecipeError, storage_errors
-from pocketlm.metrics import true_tags
 from pocketlm.progress import Progress
 from pocketlm.stage import Context
-from pocketlm.task import Kind, Task
-from pocketlm.transitions import count_transitions
+from pocketlm.tasks.metrics import true_tags
+from pocketlm.tasks.task import Kind, Task
+from pocketlm.tasks.transitions import count_transitions
 
 SPLITS = ("train", "valid", "test")
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from pocketlm.data.read import Row, Value
 from pocketlm.errors import DataError
-from pocketlm.task import Task
-from pocketlm.words import words_of
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import words_of
 
 _QUESTION = Task("qa", pair=True)
 
@@ -87,7 +87,7 @@ def read_answer(row: Row, label: str, start: str | None, context: str, where: st
         where: File and row, for messages.
 
     Returns:
-        `answers` (texts), `start` and `end` (first and last word, see `pocketlm.words.words_of`); None
+        `answers` (texts), `start` and `end` (first and last word, see `pocketlm.tasks.words.words_of`); None
         where the row has no answer.
 
     Raises:

@@ -10,10 +10,10 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportUnknownVariableType]
 
 from pocketlm.diagnose.finding import Finding, Side
-from pocketlm.metrics import Labels, Logits, confusion, intents, pearson, score, true_tags
-from pocketlm.spans import tags_said
-from pocketlm.task import Task
-from pocketlm.words import WordLogits
+from pocketlm.tasks.metrics import Labels, Logits, confusion, intents, pearson, score, true_tags
+from pocketlm.tasks.spans import tags_said
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits
 
 CERTAIN = 4.0
 """Standard errors beyond which a difference is none of chance."""

@@ -24,8 +24,8 @@ from pocketlm.errors import RecipeError
 from pocketlm.models.load import Classifier, output_layer, student_of, with_student
 from pocketlm.stage import Context
 from pocketlm.supervised import valid_score
-from pocketlm.task import Kind
-from pocketlm.words import WordLogits
+from pocketlm.tasks.task import Kind
+from pocketlm.tasks.words import WordLogits
 
 STEPS = 200
 

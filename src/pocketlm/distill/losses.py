@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketlm.task import Kind
+from pocketlm.tasks.task import Kind
 
 LogitLoss = Literal["kl", "mse"]
 

@@ -30,7 +30,7 @@ from pocketlm.errors import RecipeError, storage_errors
 from pocketlm.models.load import EVALUATION_BATCH, Classifier
 from pocketlm.models.saliency import principal_directions
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 from pocketlm.tokenization.align import UNALIGNED, align
 from pocketlm.tokenization.encode import Encoded, load_tokenizer
 from pocketlm.train import Precision, computes_half

@@ -20,9 +20,9 @@ from torch import Tensor
 from pocketlm.distill.losses import logit_kl
 from pocketlm.models.heads import gathered
 from pocketlm.models.load import Classifier
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import MISSING, words_of
 from pocketlm.tokenization.encode import Encoded
-from pocketlm.words import MISSING, words_of
 
 FILES = ("word_logits", "word_known", "word_offsets")
 

@@ -30,7 +30,7 @@ from pocketlm.export.graph import split_gemms
 from pocketlm.models.load import Classifier, student_of
 from pocketlm.runtime.pocket import session
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 
 OPSET = 23
 CHECKED_EXAMPLES = 500

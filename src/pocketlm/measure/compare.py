@@ -22,14 +22,14 @@ from pocketlm.measure.energy import METHOD_TEXT, Meter, request_energy
 from pocketlm.measure.fresh import peak_ram_bytes, start_ms
 from pocketlm.measure.kinds import by_name, confusions, disagreements
 from pocketlm.measure.zeros import worth_of_zeros
-from pocketlm.metrics import Logits, headline, retention_interval
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.runtime.manifest import MODEL, TOKENIZER, read_info
 from pocketlm.runtime.pocket import Pocket, Text, load, session
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.metrics import Logits, headline, retention_interval
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import inputs_of
 from pocketlm.timing import interleave, throughput
-from pocketlm.words import inputs_of
 
 BATCH = 32
 WARMUP = 20

@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
 from pocketlm.measure.energy import Meter
-from pocketlm.metrics import Labels, Logits, bootstrap_interval, headline, intents, multi_hot, score
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.stage import Context
 from pocketlm.supervised import fold_scale, label_loss, target_scale, targets_of, valid_score
-from pocketlm.task import Task
+from pocketlm.tasks.metrics import Labels, Logits, bootstrap_interval, headline, intents, multi_hot, score
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits, WordSums
 from pocketlm.timing import interleave
 from pocketlm.train import Precision, Settings, train
-from pocketlm.words import WordLogits, WordSums
 
 TIMED_ROUNDS = 200
 STRENGTHS = (0.5, 2.0, 8.0)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from pocketlm.answers import answers_said, token_f1
 from pocketlm.data.examples import Examples
-from pocketlm.metrics import Logits, confusion, label_counts, multi_hot, true_tags
-from pocketlm.spans import by_type, f1_of, span_text, spans_of, tags_said
-from pocketlm.task import Task
-from pocketlm.words import WordLogits
+from pocketlm.tasks.answers import answers_said, token_f1
+from pocketlm.tasks.metrics import Logits, confusion, label_counts, multi_hot, true_tags
+from pocketlm.tasks.spans import by_type, f1_of, span_text, spans_of, tags_said
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits
 
 SHOWN_DISAGREEMENTS = 20
 SHOWN_CHARACTERS = 400

@@ -9,7 +9,7 @@ from typing import Any
 
 from pocketlm.measure.machine import commit, machine, versions
 from pocketlm.measure.zeros import told
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils.generic import ModelOutput
 
 from pocketlm.errors import TeacherError
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 
 
 @dataclass

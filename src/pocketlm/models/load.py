@@ -26,9 +26,9 @@ from pocketlm.errors import TeacherError
 from pocketlm.models.heads import configure, model_class, new_model
 from pocketlm.models.uneven import cut_as_saved, is_uneven
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import MISSING, WordLogits, WordSums
 from pocketlm.tokenization.encode import Encoded, encode, encode_windows, load_tokenizer, pad_id
-from pocketlm.words import MISSING, WordLogits, WordSums
 
 EVALUATION_BATCH = 64
 # On a CPU and texts of tens of pieces, the fused kernel's backward pass takes twice as long.
@@ -84,8 +84,8 @@ class Classifier:
         """What the model says of every example; it is left in its mode of before.
 
         Returns:
-            Float32 [examples, outputs]; where the task has words, `pocketlm.words.WordLogits`. A context
-            that is longer than the model's input is read in windows.
+            Float32 [examples, outputs]; where the task has words, `pocketlm.tasks.words.WordLogits`. A
+            context that is longer than the model's input is read in windows.
         """
         training = self.model.training
         self.model.eval()

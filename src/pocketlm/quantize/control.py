@@ -15,10 +15,10 @@ from pocketlm.artifact import Artifact
 from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import RecipeError
 from pocketlm.export.graph import named_after
-from pocketlm.metrics import headline
 from pocketlm.runtime.pocket import Pocket, Text, pad, session
-from pocketlm.task import Task
-from pocketlm.words import WordLogits, inputs_of
+from pocketlm.tasks.metrics import headline
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits, inputs_of
 
 PROBED = 64
 """Texts by which the products are ranked."""

@@ -16,7 +16,7 @@ SHOWN = 8
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
-    """Print a `pocketlm.doctor.Diagnosis` as plain values: the findings last, where the eye is."""
+    """Print a `pocketlm.verbs.doctor.Diagnosis` as plain values: the findings last, where the eye is."""
     console.print(_layers(found))
     console.print(_products(found))
     console.print(_times(found))

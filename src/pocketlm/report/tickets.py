@@ -27,7 +27,7 @@ def write_tickets_report(study: Mapping[str, Any], path: Path) -> None:
     """Write the page of a study.
 
     Args:
-        study: The content of `tickets.json`, see `pocketlm.tickets`.
+        study: The content of `tickets.json`, see `pocketlm.verbs.tickets`.
         path: Of the page.
 
     Raises:

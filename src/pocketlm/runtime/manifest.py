@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeGuard, cast
 
 from pocketlm.errors import PocketError
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 
 FORMAT = 1
 MODEL, TOKENIZER, MANIFEST = "model.onnx", "tokenizer.json", "pocket.json"

@@ -23,8 +23,8 @@ from pocketlm.runtime.coded import Coded, read_coded
 from pocketlm.runtime.manifest import MEND, MODEL, TOKENIZER, check_files, described, read_info
 from pocketlm.runtime.prediction import Prediction, Span, predictions, softmax
 from pocketlm.runtime.windows import Window, windows
-from pocketlm.task import Task
-from pocketlm.words import Text, WordLogits, WordSums, first_pieces, text_of_words
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import Text, WordLogits, WordSums, first_pieces, text_of_words
 
 __all__ = ["Pocket", "Prediction", "Span", "load", "softmax"]
 
@@ -159,7 +159,7 @@ class Pocket:
 
         Returns:
             float32 [examples, outputs], in the order of `texts`; where the task asks for words,
-            `pocketlm.words.WordLogits`.
+            `pocketlm.tasks.words.WordLogits`.
 
         Raises:
             InputError: `texts` is not what the task takes, or `batch_size` is below 1.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pocketlm.answers import answer_of
-from pocketlm.spans import places_said, span_text, spans_of, tags_at
-from pocketlm.task import Task
-from pocketlm.words import WordLogits
+from pocketlm.tasks.answers import answer_of
+from pocketlm.tasks.spans import places_said, span_text, spans_of, tags_at
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits
 
 ANSWER = "answer"
 """What the span of an answer is called."""

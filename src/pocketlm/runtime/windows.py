@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from tokenizers import Encoding, Tokenizer
 
-from pocketlm.words import Span
+from pocketlm.tasks.words import Span
 
 OVERLAP = 4
 """Neighbouring windows share one piece in so many."""

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from pocketlm.errors import TeacherError
 from pocketlm.runtime.windows import Window, windows
-from pocketlm.task import Task
-from pocketlm.words import first_pieces, inputs_of, text_of_words, words_of
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import first_pieces, inputs_of, text_of_words, words_of
 
 PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 
@@ -26,7 +26,7 @@ class Encoded:
         type_ids: Segment of every piece, as the model is told it.
         origins: Which text every piece comes from: 0 or 1; -1 for special tokens.
         spans: Start and end character of every piece in its own text; (0, 0) for special tokens.
-        words: Place of the first piece of every word, `pocketlm.words.MISSING` where the input was cut
+        words: Place of the first piece of every word, `pocketlm.tasks.words.MISSING` where the input was cut
             before it; empty where the task has no words.
         texts: The examples themselves.
     """

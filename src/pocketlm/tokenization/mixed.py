@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from pocketlm.words import inputs_of
+from pocketlm.tasks.words import inputs_of
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from pocketlm.answers import answers_said, exact_match, token_f1
 from pocketlm.errors import DataError, InputError, TeacherError
-from pocketlm.spans import f1_of, precision_recall, span_counts, tags_said
-from pocketlm.task import Task
-from pocketlm.words import WordLogits
+from pocketlm.tasks.answers import answers_said, exact_match, token_f1
+from pocketlm.tasks.spans import f1_of, precision_recall, span_counts, tags_said
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits
 
 Logits = np.ndarray | WordLogits
 """Float [examples, outputs]; `WordLogits` where a task says something of words."""

@@ -16,8 +16,8 @@ from pocketlm.models.load import Classifier
 from pocketlm.pipeline import cache_folder
 from pocketlm.progress import Progress, Quiet
 from pocketlm.runtime.manifest import described, read_info
-from pocketlm.shrink import folder_name
 from pocketlm.sources import resolve
+from pocketlm.verbs.shrink import folder_name
 
 SUFFIXES = {"executorch": ".pte", "gguf": ".gguf"}
 WEIGHTS: tuple[str, ...] = get_args(Weights)

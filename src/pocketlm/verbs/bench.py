@@ -18,10 +18,10 @@ from pocketlm.pipeline import cache_folder, run
 from pocketlm.progress import Progress, Quiet
 from pocketlm.recipe import Override, Recipe, resolve
 from pocketlm.runtime.pocket import Pocket, load, physical_cores
-from pocketlm.shrink import recipe_of
 from pocketlm.sources import resolve as resolve_source
 from pocketlm.stage import Context
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
+from pocketlm.verbs.shrink import recipe_of
 
 
 def bench(

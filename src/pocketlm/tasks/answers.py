@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pocketlm.task import Task
-from pocketlm.words import WordLogits, words_of
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits, words_of
 
 LONGEST_ANSWER = 30
 """Words of the longest answer that is looked for."""

@@ -31,8 +31,8 @@ from pocketlm.prune.lottery_ticket import (
 from pocketlm.prune.masks import kept_by_part, load_masks
 from pocketlm.recipe import DataSources, Override, Recipe
 from pocketlm.report.tickets import write_tickets_report
-from pocketlm.shrink import pocket_name, resolved_recipe
 from pocketlm.stage import Stage
+from pocketlm.verbs.shrink import pocket_name, resolved_recipe
 
 DESCRIPTION = "tickets.json"
 MASKED_LM = "masked LM"
@@ -93,8 +93,8 @@ def tickets(
     """Find the tickets of an encoder on some tasks, compare them with their controls, and swap them.
 
     Args:
-        recipes: Task names and where their data come from, see `pocketlm.shrink.resolved_recipe`; all of one
-            teacher. Of their stages, `prepare` is run, and `finetune` says how long an input may be.
+        recipes: Task names and where their data come from, see `pocketlm.verbs.shrink.resolved_recipe`; all
+            of one teacher. Of their stages, `prepare` is run, and `finetune` says how long an input may be.
         plan: How they are looked for.
         corpus: Plain text, a text a line, on which the tickets of masked language modelling are found; None
             leaves them out.

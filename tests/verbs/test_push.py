@@ -15,7 +15,7 @@ import pytest
 
 from pocketlm.cli import main
 from pocketlm.errors import InputError, PocketError, SourceError
-from pocketlm.push import push
+from pocketlm.verbs.push import push
 from tests.conftest import Made
 
 UPLOAD = {"uploadMode": "regular", "shouldIgnore": False}

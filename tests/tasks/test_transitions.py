@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketlm.errors import PocketError
-from pocketlm.spans import places_said, tags_at
-from pocketlm.task import MOST_COUNTED, START, Task
-from pocketlm.transitions import SMOOTHING, WEIGHT, best_tags, count_transitions, gains
+from pocketlm.tasks.spans import places_said, tags_at
+from pocketlm.tasks.task import MOST_COUNTED, START, Task
+from pocketlm.tasks.transitions import SMOOTHING, WEIGHT, best_tags, count_transitions, gains
 from tests.tiny import NO_DEADLINE
 
 TAGS = ("B-x", "I-x", "O")

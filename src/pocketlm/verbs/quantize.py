@@ -8,7 +8,7 @@ from pathlib import Path
 from pocketlm.errors import InputError
 from pocketlm.progress import Progress
 from pocketlm.recipe import Override
-from pocketlm.shrink import make_pocket, pocket_name, resolved_recipe
+from pocketlm.verbs.shrink import make_pocket, pocket_name, resolved_recipe
 
 METHODS = ("int8", "static_int8", "weight_only", "gptq", "qat", "share")
 
@@ -31,8 +31,8 @@ def quantize_model(
     """Make a pocket of a model as it is, with weights of fewer bits.
 
     Args:
-        teacher: As of `pocketlm.shrink.shrink`, like all that follow but `method` and `out`; a pocket is a
-            model, too.
+        teacher: As of `pocketlm.verbs.shrink.shrink`, like all that follow but `method` and `out`; a pocket
+            is a model, too.
         data: See there.
         method: `int8`, `static_int8`, `weight_only`, `gptq`, `qat` or `share`; each is a recipe of that name.
         valid: See there.

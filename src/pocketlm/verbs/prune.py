@@ -18,7 +18,7 @@ from pocketlm.pipeline import cache_folder, start, step
 from pocketlm.progress import Progress, Quiet
 from pocketlm.prune.decoder import Method
 from pocketlm.recipe import DataSources, Override, Recipe, changed, stage_of
-from pocketlm.shrink import folder_name, pocket_name, resolved_recipe, train_student
+from pocketlm.verbs.shrink import folder_name, pocket_name, resolved_recipe, train_student
 
 DESCRIPTION = "pruning.json"
 OF_ENCODERS = ("magnitude", "movement", "obd", "structured")
@@ -43,7 +43,7 @@ def prune_student(
     """Prune a fine-tuned encoder while it learns from what it was, and measure it on valid.
 
     Args:
-        teacher: As of `pocketlm.shrink.shrink`, like all that follow but `method` and `out`.
+        teacher: As of `pocketlm.verbs.shrink.shrink`, like all that follow but `method` and `out`.
         data: See there.
         method: `magnitude`, `movement`, `obd` or `structured`; each is a recipe of that name, too.
         valid: See there.
@@ -56,7 +56,7 @@ def prune_student(
         progress: Shows how far it is.
 
     Returns:
-        A folder as `pocketlm.shrink.distill_student` writes it.
+        A folder as `pocketlm.verbs.shrink.distill_student` writes it.
 
     Raises:
         PocketlmError: see `pocketlm.errors`; nothing is left half-written.

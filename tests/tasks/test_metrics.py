@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from pocketlm.errors import DataError, InputError, TeacherError
-from pocketlm.metrics import (
+from pocketlm.tasks.metrics import (
     Metric,
     accuracy,
     bootstrap_interval,
@@ -24,8 +24,8 @@ from pocketlm.metrics import (
     score,
     spearman,
 )
-from pocketlm.task import Task
-from pocketlm.words import WordLogits
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits
 
 TWO = Task("classification", pair=False, labels=("no", "yes"))
 FOUR = Task("classification", pair=False, labels=("a", "b", "c", "d"))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from pocketlm.task import Task
-from pocketlm.words import MISSING, WordSums, first_pieces, words_of
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import MISSING, WordSums, first_pieces, words_of
 from tests.tiny import KINDS, NO_DEADLINE, texts, tokenizer
 
 TOKENS = Task("tokens", pair=False, tags=("B-x", "I-x", "O"))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pocketlm.errors import PocketError
-from pocketlm.task import KINDS, METRICS, Task
+from pocketlm.tasks.task import KINDS, METRICS, Task
 
 TASKS = (
     Task("classification", False, ("a", "b")),

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketlm.spans import by_type, f1_of, precision_recall, span_counts, span_text, spans_of, tags_said
-from pocketlm.task import Task
-from pocketlm.words import WordLogits
+from pocketlm.tasks.spans import by_type, f1_of, precision_recall, span_counts, span_text, spans_of, tags_said
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits
 
 TAGS = ("O", "B-x", "I-x", "B-y", "I-y", "z")
 sequences = st.lists(st.sampled_from(TAGS), max_size=10)

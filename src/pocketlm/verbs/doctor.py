@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx
 
-from pocketlm.bench import both_sides
 from pocketlm.diagnose.finding import Finding
 from pocketlm.diagnose.graphs import Map, Value, maps, of_graphs, of_outliers, values
 from pocketlm.diagnose.labels import of_labels
@@ -25,7 +24,8 @@ from pocketlm.quantize.control import Judge, feeds_of, products_of, ranking
 from pocketlm.quantize.int8 import quantize
 from pocketlm.recipe import Override
 from pocketlm.runtime.manifest import MODEL, TOKENIZER
-from pocketlm.words import inputs_of
+from pocketlm.tasks.words import inputs_of
+from pocketlm.verbs.bench import both_sides
 
 COMPARED_TEXTS = 128
 TRACED_TEXTS = 32

@@ -13,8 +13,8 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 from pocketlm.cli import main
 from pocketlm.errors import InputError, PocketError, RecipeError, SourceError
 from pocketlm.models.decoder import load_decoder, perplexity
-from pocketlm.pruning import prune_decoder, prune_student, pruned_decoder
-from pocketlm.shrink import training_of
+from pocketlm.verbs.prune import prune_decoder, prune_student, pruned_decoder
+from pocketlm.verbs.shrink import training_of
 from tests.conftest import Tiny
 from tests.easy import QUICK
 from tests.prune.test_decoder import decoder_that_has_read

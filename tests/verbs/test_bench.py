@@ -13,13 +13,13 @@ import pytest
 
 import pocketlm
 from pocketlm import pipeline
-from pocketlm.bench import relabelled
 from pocketlm.cli import main
 from pocketlm.data.examples import Examples
 from pocketlm.errors import InputError, PocketError, SourceError
 from pocketlm.export import onnx
 from pocketlm.measure import compare
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
+from pocketlm.verbs.bench import relabelled
 from tests.conftest import Made, Tiny
 from tests.easy import LABELS, sentence_rows, write_tsv
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
 
 Text = str | tuple[str, str]
 """An example as the runtime and its tokenizer take it."""

@@ -12,7 +12,7 @@ import pytest
 from pocketlm.cli import main
 from pocketlm.errors import InputError, PocketError, RecipeError
 from pocketlm.prune.masks import load_masks, sparsity_of
-from pocketlm.tickets import MASKED_LM, Plan, described, nearest, recipes_of, tickets
+from pocketlm.verbs.tickets import MASKED_LM, Plan, described, nearest, recipes_of, tickets
 from tests.conftest import Tiny
 from tests.easy import QUICK, sentence_rows, write_tsv
 from tests.tiny import sentences

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pocketlm.task import START, Task, Transitions
+from pocketlm.tasks.task import START, Task, Transitions
 
 WEIGHT = 0.5
 SMOOTHING = 0.1

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketlm.answers import Answer, answer_of, best_span, exact_match, normalized, token_f1
-from pocketlm.task import Task
+from pocketlm.tasks.answers import Answer, answer_of, best_span, exact_match, normalized, token_f1
+from pocketlm.tasks.task import Task
 
 QUESTION = Task("qa", pair=True)
 numbers = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=12)

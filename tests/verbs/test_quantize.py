@@ -14,8 +14,8 @@ import pocketlm
 from pocketlm.cli import main
 from pocketlm.errors import InputError
 from pocketlm.measure import compare
-from pocketlm.quantizing import METHODS, quantize_model
 from pocketlm.runtime.manifest import read_info
+from pocketlm.verbs.quantize import METHODS, quantize_model
 from tests.conftest import Made, Tiny
 from tests.easy import QUICK
 

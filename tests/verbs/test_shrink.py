@@ -14,15 +14,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-import pocketlm
 from pocketlm import distill_student, load, shrink
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
@@ -33,10 +30,10 @@ from pocketlm.measure import compare, controls
 from pocketlm.pipeline import run
 from pocketlm.recipe import resolve
 from pocketlm.runtime.manifest import read_info
-from pocketlm.shrink import DEMO_NAME, pocket_name, resolved_recipe, training_of
-from pocketlm.task import Task
+from pocketlm.tasks.task import Task
+from pocketlm.verbs.shrink import DEMO_NAME, pocket_name, resolved_recipe, training_of
 from tests.conftest import Forked, Made, Tiny
-from tests.easy import CUES, LABELS, QUICK, sentence, sentence_rows, settings, write_tsv
+from tests.easy import LABELS, QUICK, sentence, sentence_rows, settings, write_tsv
 
 WEIGHTS = ("model.onnx", "model.safetensors", "config.json", "tokenizer.json")
 
@@ -685,12 +682,3 @@ def test_unlabeled_texts_join_the_data_of_arguments_or_recipe(tmp_path: Path) ->
 def test_a_setting_of_an_unknown_stage_is_refused() -> None:
     with pytest.raises(RecipeError, match="did you mean 'finetune'"):
         resolved_recipe("t", "d", overrides=[("finetine", "epochs", 1)])
-
-
-def test_the_package_gives_the_function_even_after_the_module_was_imported() -> None:
-    assert isinstance(import_module("pocketlm.shrink"), ModuleType)
-    assert isinstance(import_module("pocketlm.bench"), ModuleType)
-    assert callable(pocketlm.shrink) and callable(pocketlm.bench)
-
-
-assert set(CUES) == set(LABELS)

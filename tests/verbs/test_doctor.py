@@ -18,9 +18,9 @@ import pocketlm
 from pocketlm.cli import main
 from pocketlm.diagnose import speed
 from pocketlm.diagnose.finding import Finding
-from pocketlm.doctor import Diagnosis, of_costs
 from pocketlm.errors import InputError
 from pocketlm.export.pack import described_files
+from pocketlm.verbs.doctor import Diagnosis, of_costs
 from tests.conftest import Made
 
 

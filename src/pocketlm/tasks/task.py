@@ -40,7 +40,7 @@ class Task:
         pair: True where an example is two texts.
         labels: Label names in the order of the logits; empty where the whole text has no label.
         tags: Tag names in the order of the word logits; empty where words have no tags.
-        transitions: Which tag follows which in train, see `pocketlm.transitions`; may be empty.
+        transitions: Which tag follows which in train, see `pocketlm.tasks.transitions`; may be empty.
     """
 
     kind: Kind

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pocketlm.task import OUTSIDE, Task
-from pocketlm.transitions import best_tags
-from pocketlm.words import MISSING, WordLogits, words_of
+from pocketlm.tasks.task import OUTSIDE, Task
+from pocketlm.tasks.transitions import best_tags
+from pocketlm.tasks.words import MISSING, WordLogits, words_of
 
 Tagged = tuple[str, int, int]
 """Type of a span, its first word, and the word after its last."""
