@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from pocketlm.artifact import Artifact
 from pocketlm.data.prepare import Prepare
 from pocketlm.errors import StorageError
 from pocketlm.export.pack import Pack
-from pocketlm.pipeline import cache_folder, code_digest, run
+from pocketlm.pipeline import cache_folder, code_digest, results_folder, run
 from pocketlm.recipe import STAGE_NAMES, STAGES, DataSources, Recipe, parse, resolve
 from pocketlm.stage import Context
 from tests.conftest import ROOT, Made, Tiny
@@ -74,6 +75,14 @@ def test_a_second_run_runs_nothing_and_finds_the_same(tiny: Tiny, tmp_path: Path
     again, costs_again = run(recipe_of(tiny, *five()), tmp_path)
     assert calls == list("abcde")
     assert (again, costs_again) == (first, costs)
+
+
+def test_a_result_knows_when_it_was_last_asked_for(tiny: Tiny, tmp_path: Path) -> None:
+    run(recipe_of(tiny, Step("a")), tmp_path)
+    (result,) = results_folder(tmp_path).iterdir()
+    os.utime(result, (0, 0))
+    run(recipe_of(tiny, Step("a")), tmp_path)
+    assert calls == ["a"] and result.stat().st_mtime > 0
 
 
 @pytest.mark.parametrize("changed", range(5))

@@ -6,7 +6,7 @@
     pocket.predict(["a quiet triumph"])
 
 The verbs (`shrink`, `distill_student`, `prune_student`, `prune_decoder`, `quantize_model`, `tickets`,
-`bench`, `doctor`, `export_model`, `push`) need the workshop: pip install 'pocketlm[compress]'.
+`bench`, `doctor`, `export_model`, `push`, `cache`) need the workshop: pip install 'pocketlm[compress]'.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pocketlm.errors import MissingExtraError
 if TYPE_CHECKING:
     from pocketlm.runtime.pocket import Pocket, Prediction, load
     from pocketlm.verbs.bench import bench
+    from pocketlm.verbs.cache import cache
     from pocketlm.verbs.doctor import doctor
     from pocketlm.verbs.export import export_model
     from pocketlm.verbs.prune import prune_decoder, prune_student
@@ -31,6 +32,7 @@ __all__ = [
     "Pocket",
     "Prediction",
     "bench",
+    "cache",
     "distill_student",
     "doctor",
     "export_model",
@@ -49,6 +51,7 @@ _HOMES = {
     "Prediction": "pocketlm.runtime.pocket",
     "load": "pocketlm.runtime.pocket",
     "bench": "pocketlm.verbs.bench",
+    "cache": "pocketlm.verbs.cache",
     "distill_student": "pocketlm.verbs.shrink",
     "doctor": "pocketlm.verbs.doctor",
     "export_model": "pocketlm.verbs.export",

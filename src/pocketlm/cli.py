@@ -533,6 +533,26 @@ def push(
     print(run_push(pocket, repo, private=private, revision=revision))
 
 
+@app.command()
+def cache(
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove it, while nothing else works on it.")
+    ] = False,
+    older_than: Annotated[
+        float, typer.Option("--older-than", help="Only what no run has asked for in so many days.")
+    ] = 0.0,
+) -> None:
+    """Print what the results of stages take on disk, and make room; pockets need none of it."""
+    from pocketlm import cache as run_cache
+    from pocketlm.pipeline import cache_folder
+
+    held = run_cache(clear=clear, older_than=older_than)
+    for one in held:
+        print(f"{one.size_bytes / 1e6:>12,.1f} MB  {one.results:>5} x {one.stage}")
+    total = sum(one.size_bytes for one in held)
+    print(f"{total / 1e6:>12,.1f} MB  {'removed from' if clear else 'in'} {cache_folder()}")
+
+
 @recipe_app.command()
 def show(
     source: Annotated[

@@ -11,6 +11,7 @@ runs the training stages together; all else is done by the first process, and th
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -40,6 +41,11 @@ def cache_folder() -> Path:
     given = os.environ.get("POCKETLM_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(given).expanduser() if given else base / "pocketlm"
+
+
+def results_folder(cache_dir: Path) -> Path:
+    """Where a cache keeps the results of stages, a folder each."""
+    return cache_dir / "stages"
 
 
 def start(recipe: Recipe, cache_dir: Path, progress: Progress, kind: Kind = "model") -> Artifact:
@@ -120,7 +126,7 @@ def step(stage: Stage, artifact: Artifact, cache_dir: Path, progress: Progress, 
     if getattr(stage, "timed", False):
         causes.append(f"threads={threads}")
     digest = _digest("\n".join(causes))
-    folder = cache_dir / "stages" / digest
+    folder = results_folder(cache_dir) / digest
     done = folder / "artifact.json"
     main = is_main_process()
     together = bool(getattr(stage, "distributed", False))
@@ -139,12 +145,14 @@ def step(stage: Stage, artifact: Artifact, cache_dir: Path, progress: Progress, 
             for left in folder.glob("process-*"):
                 shutil.rmtree(left)
     _wait_for_everyone()
+    with contextlib.suppress(OSError):  # a cache that others share may be read-only
+        os.utime(folder)  # when it was last asked for, see `pocketlm.verbs.cache`
     return Artifact.load(done, cache_dir)
 
 
 def cost_of(artifact: Artifact, cache_dir: Path) -> Cost:
     """What the last stage of an artifact cost when it ran."""
-    path = cache_dir / "stages" / artifact.digest / "cost.json"
+    path = results_folder(cache_dir) / artifact.digest / "cost.json"
     return Cost(**json.loads(path.read_text(encoding="utf-8")))
 
 
