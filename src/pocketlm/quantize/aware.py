@@ -118,6 +118,28 @@ class OnGrid(nn.Module):
         return cast(Tensor, _StraightThrough.apply(weight * self.kept, self.bits))
 
 
+def check_bits(weight_bits: int, embedding_bits: int) -> None:
+    """Of a stage's fields.
+
+    Raises:
+        RecipeError: one of them is not in `BITS`.
+    """
+    if weight_bits not in BITS or embedding_bits not in BITS:
+        raise RecipeError(
+            f"weight_bits={weight_bits}, embedding_bits={embedding_bits}: allowed are "
+            f"{BITS.start} (three values) to {BITS.stop - 1}"
+        )
+
+
+def large_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Embedding]:
+    """An encoder's maps and embedding tables of `SMALLEST` weights or more, by name; not the head's."""
+    return {
+        name: module
+        for name, module in cast(Any, model).base_model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding) and module.weight.numel() >= SMALLEST
+    }
+
+
 @contextmanager
 def quantized(model: nn.Module, weight_bits: int, embedding_bits: int) -> Generator[None]:
     """Keep an encoder's maps and embeddings on their grids while it is trained, in place; not the head.
@@ -127,13 +149,10 @@ def quantized(model: nn.Module, weight_bits: int, embedding_bits: int) -> Genera
         weight_bits: Of the linear maps, 2 to 8.
         embedding_bits: Of the embedding tables.
     """
-    owners: list[nn.Module] = []
-    for module in cast(Any, model).base_model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding) and module.weight.numel() >= SMALLEST:
-            owners.append(module)
+    owners = list(large_layers(model).values())
     for module in owners:
         bits = embedding_bits if isinstance(module, nn.Embedding) else weight_bits
-        grid = OnGrid(cast(Tensor, module.weight).detach(), bits)
+        grid = OnGrid(module.weight.detach(), bits)
         parametrize.register_parametrization(module, "weight", grid)
     try:
         yield
@@ -163,11 +182,7 @@ class QuantizationAware:
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in BITS or self.embedding_bits not in BITS:
-            raise RecipeError(
-                f"weight_bits={self.weight_bits}, embedding_bits={self.embedding_bits}: allowed are "
-                f"{BITS.start} (three values) to {BITS.stop - 1}"
-            )
+        check_bits(self.weight_bits, self.embedding_bits)
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `student`; adds the figures `distil` and `grid` (bits)."""

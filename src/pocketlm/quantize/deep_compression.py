@@ -28,7 +28,7 @@ from pocketlm.artifact import Artifact
 from pocketlm.distill.layers import Distill
 from pocketlm.errors import RecipeError
 from pocketlm.models.load import student_of, with_student
-from pocketlm.quantize.aware import LOGITS, SMALLEST
+from pocketlm.quantize.aware import LOGITS, large_layers
 from pocketlm.stage import Context
 
 MOST_VALUES = 255
@@ -152,10 +152,11 @@ class ShareWeights:
         """Replaces the part `student`; adds the figures `distil` and `shared` (bits in Huffman's code)."""
         student = student_of(artifact)
         training = replace(self.training, seed=self.seed)
-        maps: dict[str, tuple[nn.Module, str]] = {}
-        for name, module in cast(Any, student.model).base_model.named_modules():
-            if isinstance(module, nn.Linear) and module.weight.numel() >= SMALLEST:
-                maps[name] = (module, "weight")
+        maps: dict[str, tuple[nn.Module, str]] = {
+            name: (layer, "weight")
+            for name, layer in large_layers(student.model).items()
+            if isinstance(layer, nn.Linear)
+        }
         with sharing(maps, self.values) as found:
             curves = training.fit(student, artifact, context, "train the shared values")
             bits = sum(huffman_bits(each.codes) for each in found.values())

@@ -12,7 +12,6 @@ another order; an encoder's embedding rows are rounded to the nearest point.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from pocketlm.errors import RecipeError
 from pocketlm.models.curvature import inverse_factor
 from pocketlm.models.load import Classifier, student_of, with_student
 from pocketlm.models.saliency import visit
-from pocketlm.quantize.aware import BITS, SMALLEST, highest, on_grid, scales
+from pocketlm.quantize.aware import check_bits, highest, large_layers, on_grid, scales
 from pocketlm.stage import Context
 from pocketlm.tokenization.encode import Encoded
 
@@ -72,11 +71,7 @@ class Gptq:
     texts: int = 256
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in BITS or self.embedding_bits not in BITS:
-            raise RecipeError(
-                f"weight_bits={self.weight_bits}, embedding_bits={self.embedding_bits}: allowed are "
-                f"{BITS.start} (three values) to {BITS.stop - 1}"
-            )
+        check_bits(self.weight_bits, self.embedding_bits)
         if self.texts < 1:
             raise RecipeError(f"texts={self.texts} is out of range; allowed: 1 or more")
 
@@ -84,13 +79,9 @@ class Gptq:
         """Replaces the part `student`; adds the figure `grid` (bits)."""
         student = student_of(artifact)
         encoded = student.encode(load_split(artifact.parts["data"], "train").texts[: self.texts])
-        large = [
-            module
-            for module in cast(Any, student.model).base_model.modules()
-            if isinstance(module, nn.Linear | nn.Embedding) and module.weight.numel() >= SMALLEST
-        ]
-        with context.progress.task("round the weights", len(large)) as advance:
-            for module in sorted(large, key=lambda module: isinstance(module, nn.Linear)):  # tables first
+        layers = large_layers(student.model).values()
+        with context.progress.task("round the weights", len(layers)) as advance:
+            for module in sorted(layers, key=lambda module: isinstance(module, nn.Linear)):  # tables first
                 with torch.no_grad():
                     if isinstance(module, nn.Linear):
                         rounded = gptq(module.weight, gram_of(student, encoded, module), self.weight_bits)
