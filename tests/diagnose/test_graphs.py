@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from pocketlm.artifact import Artifact
-from pocketlm.diagnose.graphs import maps
+from pocketlm.diagnose.graphs import maps, of_graphs
 from pocketlm.quantize.calibrated import StaticInt8
 from pocketlm.quantize.control import named
 from pocketlm.quantize.int8 import QuantizeInt8
@@ -24,8 +24,9 @@ from tests.quantize.conftest import exported as exported
         (QuantizeInt8(compute="float32", tolerance=None), 0.01, 0.02),
         (StaticInt8(tolerance=None), 0.02, 0.02),
         (WeightOnly(tolerance=None), 0.15, 0.05),
+        (WeightOnly(bits=3, tolerance=None), 0.3, 0.2),
     ],
-    ids=["int8", "stored", "static", "4 bits"],
+    ids=["int8", "stored", "static", "4 bits", "3 bits"],
 )
 def test_the_weights_of_every_kind_are_read_back(
     exported: Artifact, tmp_path: Path, stage: Stage, most: float, share: float
@@ -36,6 +37,7 @@ def test_the_weights_of_every_kind_are_read_back(
     assert {one.of for one in found} <= {*products} and len(found) >= 10
     assert all(one.error < most and one.saturated < share for one in found)
     assert sum(one.error > 0 for one in found) >= 10
+    assert all(one.unexplained < 1e-3 for one in found) and not of_graphs([], found)
 
 
 def test_a_weight_that_is_damaged_is_seen(exported: Artifact, tmp_path: Path) -> None:
@@ -46,4 +48,5 @@ def test_a_weight_that_is_damaged_is_seen(exported: Artifact, tmp_path: Path) ->
     values = onnx.numpy_helper.to_array(scale) * 2
     scale.CopyFrom(onnx.numpy_helper.from_array(values, scale.name))
     onnx.save(model, tmp_path / "damaged.onnx")
-    assert sum(one.error > 0.5 for one in maps(floats, tmp_path / "damaged.onnx")) == 1
+    found = maps(floats, tmp_path / "damaged.onnx")
+    assert sum(one.error > 0.5 for one in found) == 1 and len(of_graphs([], found)) == 1

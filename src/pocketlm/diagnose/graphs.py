@@ -21,8 +21,8 @@ from pocketlm.export.graph import named_after, session_with
 
 BROKEN = 0.5
 """Relative error of a value beyond which its graph is damaged: 8 bits cost some hundredths."""
-WRONG_WEIGHTS = 0.15
-"""Relative error of a map's weights beyond which they are not those of the model."""
+WRONG_WEIGHTS = 0.05
+"""Relative error of a map's weights that no rounding explains, beyond which they are not the model's."""
 SATURATED = 0.02
 """Share of codes at the end of their range, above which the range was too small."""
 OUTLIER = 30.0
@@ -73,11 +73,13 @@ class Map:
     Args:
         of: What they are of, as `int8.keep` takes it.
         error: Root mean squared difference, relative.
+        unexplained: The same without what rounding explains, half a step of each weight.
         saturated: Share of codes at the end of their range; 0 where the weights are floats.
     """
 
     of: str
     error: float
+    unexplained: float
     saturated: float
 
 
@@ -125,12 +127,16 @@ def maps(float_graph: Path, pocket_graph: Path) -> list[Map]:
         if weight is None:
             continue
         wanted = numpy_helper.to_array(weight)
-        got, saturated = _weights(constants, node.input[1])
-        if got is None:
+        stored = _weights(constants, node.input[1])
+        if stored is None:
             continue
-        same = got.shape == wanted.shape
-        error = _root(np.square(got - wanted).sum(), np.square(wanted).sum()) if same else 1.0
-        found.append(Map(node.name, error, saturated))
+        got, step, saturated = stored
+        error = unexplained = 1.0
+        if got.shape == wanted.shape:
+            away, whole = np.abs(got - wanted), np.square(wanted).sum()
+            error = _root(np.square(away).sum(), whole)
+            unexplained = _root(np.square(np.maximum(away - step / 2, 0)).sum(), whole)
+        found.append(Map(node.name, error, unexplained, saturated))
     return found
 
 
@@ -138,13 +144,13 @@ def of_graphs(compared: Iterable[Value], weights: Iterable[Map]) -> list[Finding
     """What is wrong with a graph, and what costs most of it."""
     found: list[Finding] = []
     for one in weights:
-        if one.error > WRONG_WEIGHTS and one.saturated > SATURATED:
+        if one.unexplained > WRONG_WEIGHTS and one.saturated > SATURATED:
             text = (
                 f"{one.of} is saturated: {one.saturated:.0%} of its codes are at the end of their range, and "
                 f"its weights are off by {one.error:.0%}; quantize it anew, or keep it in float32"
             )
             found.append(Finding("saturation", True, text, {"int8": {"keep": [one.of]}}))
-        elif one.error > WRONG_WEIGHTS:
+        elif one.unexplained > WRONG_WEIGHTS:
             text = (
                 f"the weights of {one.of} are not those of model.safetensors: they are off by {one.error:.0%}"
             )
@@ -177,13 +183,15 @@ def of_outliers(compared: Iterable[Value]) -> list[Finding]:
     ]
 
 
-def _weights(constants: Mapping[str, onnx.TensorProto], name: str) -> tuple[np.ndarray | None, float]:
-    """The weights that a pocket computes with, and the share of codes at the end of their range."""
+def _weights(
+    constants: Mapping[str, onnx.TensorProto], name: str
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Weights that a pocket computes with, their steps, and the share of codes at the end of their range."""
     if name in constants:
-        return numpy_helper.to_array(constants[name]), 0.0
+        return numpy_helper.to_array(constants[name]), np.zeros(1), 0.0
     suffix = next((each for each in (QUANTIZED, STORED) if name + each in constants), None)
     if suffix is None:
-        return None, 0.0
+        return None
     codes = numpy_helper.to_array(constants[name + suffix]).astype(np.float32)
     scale = np.atleast_2d(numpy_helper.to_array(constants[f"{name}_scale"]))
     scale = np.repeat(scale, len(codes) // len(scale), axis=0)  # of all inputs, or of a group of them
@@ -192,7 +200,7 @@ def _weights(constants: Mapping[str, onnx.TensorProto], name: str) -> tuple[np.n
     # A column of a scale has one code at the end of its range by construction.
     groups = len(np.unique(scale, axis=0))
     ends = max(0.0, float((np.abs(codes) == np.abs(codes).max()).mean()) - groups / codes.shape[0])
-    return codes * scale, ends
+    return codes * scale, scale, ends
 
 
 def _root(wrong: float, whole: float) -> float:
