@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pocketlm import load
+from pocketlm import doctor, load
+from pocketlm.diagnose import speed
 from tests.conftest import Forked, Made, Tiny, make
 from tests.easy import word_rows, write_jsonl
 
 KINDS = ("joint", "tokens", "multilabel", "qa")
+CODED = ("joint", "qa")
+"""Those whose pocket is one coded file."""
 CONTROLS = {
     "joint": ["no distillation", "tf-idf", "static"],
     "multilabel": ["no distillation", "tf-idf", "static"],
@@ -26,7 +29,8 @@ def shrunk(
     folder = tmp_path_factory.mktemp(request.param)
     data = write_jsonl(folder / f"{request.param}.jsonl", word_rows(request.param))
     longer = (("finetune", "epochs", 12), ("distill", "epochs", 10))
-    return request.param, make(folder, tiny.teacher, data, more=longer)
+    coded = ("pack", "coded", request.param in CODED)
+    return request.param, make(folder, tiny.teacher, data, more=(*longer, coded))
 
 
 def test_a_kind_goes_through_the_whole_house(shrunk: tuple[str, Made]) -> None:
@@ -62,3 +66,13 @@ def test_the_pocket_predicts(shrunk: tuple[str, Made], forked: Forked, tmp_path:
     assert shown.code == 0 and shown.stdout.strip()
     whole = forked("run", made.pocket, *inputs, "--json")
     assert whole.code == 0 and ("labels" if kind == "multilabel" else "spans") in whole.stdout
+
+
+def test_the_doctor_finds_no_fault(shrunk: tuple[str, Made], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, made = shrunk
+    monkeypatch.setenv("POCKETLM_CACHE", str(made.cache))
+    monkeypatch.setattr(speed, "ROUNDS", 5)
+    monkeypatch.setattr(speed, "WARMUP", 1)
+    found = doctor(made.pocket)
+    assert not [one.text for one in found.findings if one.fault]
+    assert found.scores["pocket"] and found.scores["teacher"] and found.costs and found.maps

@@ -86,6 +86,13 @@ def test_a_healthy_pocket_has_no_fault(made: Made) -> None:
     json.dumps(found.to_dict())
 
 
+def test_a_healthy_pocket_of_numbers_has_no_fault(
+    made_of_numbers: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POCKETLM_CACHE", str(made_of_numbers.cache))
+    assert faults(pocketlm.doctor(made_of_numbers.pocket)) == []
+
+
 def test_labels_in_each_others_place_are_named(
     broken: Callable[[Callable[[Path], None]], Path],
 ) -> None:
