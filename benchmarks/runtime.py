@@ -96,16 +96,18 @@ def timings(pocket: Answers, peer: Answers, texts: Sequence[Text], batch: int) -
     if batch == 1:
         runs = {"pocket": one_of(pocket, texts), "peer": one_of(peer, texts)}
         return interleave(runs, len(texts), 200, 20)
-    batches = {
-        "pocket": lambda rows: pocket([texts[row] for row in rows]),
-        "peer": lambda rows: peer([texts[row] for row in rows]),
-    }
+    batches = {"pocket": some_of(pocket, texts), "peer": some_of(peer, texts)}
     return throughput(batches, len(texts), batch, ROUNDS).timings
 
 
 def one_of(answer: Answers, texts: Sequence[Text]) -> Callable[[int], object]:
     """A callable that answers the text of an index."""
     return lambda index: answer([texts[index]])
+
+
+def some_of(answer: Answers, texts: Sequence[Text]) -> Callable[[Sequence[int]], object]:
+    """A callable that answers the texts of some indices."""
+    return lambda rows: answer([texts[row] for row in rows])
 
 
 def plain(folder: Path, threads: int) -> Answers:
@@ -130,7 +132,7 @@ def plain(folder: Path, threads: int) -> Answers:
 def in_torch(folder: Path, threads: int) -> Answers:
     """The pocket's weights under transformers' pipeline."""
     torch.set_num_threads(threads)
-    run = pipeline("text-classification", model=str(folder), device="cpu", dtype=torch.float32)
+    run: Any = pipeline("text-classification", model=str(folder), device="cpu", dtype=torch.float32)
     return lambda texts: run(list(texts), batch_size=len(texts), truncation=True)
 
 

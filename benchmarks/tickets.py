@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.progress import Bars
+from pocketlm.recipe import Recipe
 from pocketlm.verbs.shrink import resolved_recipe
 from pocketlm.verbs.tickets import MASKED_LM, Plan, described, tickets
-from run import TEACHERS, Case, append, blank, data_folder, recorded, sources_of
+from run import Case, append, blank, data_folder, recorded, sources_of
 
 STUDIED = ("critics", "sst2", "mrpc", "stsb", "clinc150", "snips")
 ROWS = 4000
@@ -48,11 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(fresh)} trainings added to tickets.jsonl; all of them took {study['minutes']:.0f} minutes")
 
 
-def recipe(task: str, folder: Path) -> Any:
+def recipe(task: str, folder: Path) -> Recipe:
     """Where a task's rows come from, at most `ROWS` of them to train on."""
     case = Case(task, (0,), overrides=(("prepare", "train_rows", ROWS),))
-    sources = sources_of(case, folder)
-    return resolved_recipe(**{**sources, "teacher": TEACHERS["minilm"]}, seed=0)
+    return resolved_recipe(**sources_of(case, folder), seed=0)
 
 
 def lines(study: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ class Images:
 def images(name: str) -> Images:
     """`digits` or `mnist`, every fifth image of a fixed order for the test."""
     if name == "digits":
-        found = load_digits()
+        found: Any = load_digits()
         pixels, labels = found.images / 16.0, found.target
     else:
         path = resolve(MNIST, "data", cache_folder(), progress=Quiet()).path
