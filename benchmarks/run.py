@@ -136,6 +136,7 @@ def shaped(**fields: int) -> tuple[Override, ...]:
 def distill_cases() -> tuple[Case, ...]:
     """The two operating points on every task, and what they have to beat on three of them."""
     few = ("critics", "clinc150")
+    compared = (*few, "mrpc")
     seeds: dict[str, tuple[int, ...]] = dict.fromkeys(few, (0, 1, 2))
     cases = [
         Case(task, seeds.get(task, (0,)), point, recipe=recipe, teacher=teacher, overrides=ONE_TEACHER)
@@ -153,7 +154,7 @@ def distill_cases() -> tuple[Case, ...]:
     cases += [
         Case(task, (0,), size, recipe=recipe, overrides=(*given, *shape))
         for size, recipe, shape in (("0.5 MB", "smaller", tiny), ("12 MB", "default", wide))
-        for task in (*few, "mrpc")
+        for task in compared
     ]
     # What a voice assistant needs, in at most 5 MB.
     shape = (("assistant", "layers", 5), *shaped(layers=5, vocabulary=4000))
@@ -168,7 +169,7 @@ def distill_cases() -> tuple[Case, ...]:
     cases += [
         Case(task, (0,), name, "paper-recipe", name, overrides=(*given, *overrides))
         for name, overrides in PAPERS.items()
-        for task in (*few, "mrpc")
+        for task in compared
     ]
     full = Case("critics", (0,), "", "paper-recipe", "tinybert", overrides=(*given, *PAPERS["tinybert"]))
     cases += [

@@ -152,8 +152,12 @@ def step(stage: Stage, artifact: Artifact, cache_dir: Path, progress: Progress, 
 
 def cost_of(artifact: Artifact, cache_dir: Path) -> Cost:
     """What the last stage of an artifact cost when it ran."""
-    path = results_folder(cache_dir) / artifact.digest / "cost.json"
-    return Cost(**json.loads(path.read_text(encoding="utf-8")))
+    return cost_in(results_folder(cache_dir) / artifact.digest)
+
+
+def cost_in(result: Path) -> Cost:
+    """What the stage of a folder of `results_folder` cost when it ran."""
+    return Cost(**json.loads((result / "cost.json").read_text(encoding="utf-8")))
 
 
 def is_main_process() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ import pytest
 import pocketlm
 from pocketlm.cli import main
 from pocketlm.errors import InputError
+from pocketlm.measure.ledger import Cost
 from pocketlm.verbs.cache import Held
 
 DAY = 86_400
+WRITTEN = json.dumps(asdict(Cost("prepare", 1.0, None, None, "none")))
+COST = len(WRITTEN)
 
 
 @pytest.fixture
@@ -26,15 +30,12 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder.mkdir(parents=True)
         (folder / "values").write_bytes(bytes(size))
         if stage:
-            (folder.parent / "cost.json").write_text(json.dumps({"stage": stage}))
+            (folder.parent / "cost.json").write_text(WRITTEN)
     then = time.time() - 10 * DAY
     for path in (*(tmp_path / "stages" / "a").rglob("*"), tmp_path / "stages" / "a"):
         os.utime(path, (then, then))
     (tmp_path / "sources").mkdir()
     return tmp_path
-
-
-COST = len('{"stage": "prepare"}')
 
 
 def test_it_counts_by_stage_the_largest_first(held: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from pocketlm.errors import InputError, storage_errors
-from pocketlm.pipeline import cache_folder, results_folder
+from pocketlm.pipeline import cache_folder, cost_in, results_folder
 
 UNFINISHED = "unfinished"
 SECONDS_PER_DAY = 86_400
@@ -70,8 +69,8 @@ def cache(*, clear: bool = False, older_than: float = 0.0) -> list[Held]:
 def stage_of(result: Path) -> str:
     """The stage that a folder of the cache is a result of."""
     try:
-        return str(json.loads((result / "cost.json").read_text(encoding="utf-8"))["stage"])
-    except (OSError, ValueError, KeyError):
+        return cost_in(result).stage
+    except (OSError, ValueError, TypeError):
         return UNFINISHED
 
 
