@@ -256,9 +256,9 @@ def source(groups: Mapping[Key, Sequence[Line]]) -> str:
         return ", ".join(sorted({str(line[name]) for line in lines if line[name] is not None})) or "unknown"
 
     seeds = max(len(group) for group in groups.values())
+    behind = "One seed" if seeds == 1 else f"Median of up to {seeds} seeds (smallest to largest)"
     return (
-        f"*Median of up to {seeds} seed{'s' if seeds > 1 else ''} (smallest to largest) "
-        f"on the {all_of('split')} split; {all_of('machine')}, {all_of('threads')} threads; "
+        f"*{behind} on the {all_of('split')} split; {all_of('machine')}, {all_of('threads')} threads; "
         f"energy: {all_of('energy_method')}; "
         f"commit {', '.join(sorted({str(line['commit'])[:9] for line in lines}))}.*"
     )
