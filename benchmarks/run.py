@@ -171,7 +171,7 @@ def distill_cases() -> tuple[Case, ...]:
         for name, overrides in PAPERS.items()
         for task in compared
     ]
-    full = Case("critics", (0,), "", "paper-recipe", "tinybert", overrides=(*given, *PAPERS["tinybert"]))
+    full = Case("critics", (0,), "", "control", "tinybert", overrides=(*given, *PAPERS["tinybert"]))
     cases += [
         *(
             replace(full, row=f"tinybert, no {term}", overrides=(*full.overrides, *zero(term)))

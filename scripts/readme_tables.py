@@ -8,9 +8,10 @@ A block
 is filled from `benchmarks/results/demo.jsonl`: a line for each (teacher, row, kind, method, task), the
 median over its seeds, and the smallest and largest value behind it. A block of `means` has a line for each
 (teacher, row) that was distilled, over its tasks; one of `parts` has the scores that stand beside a task's
-headline; one of `sparse` has a study of `prune.jsonl`, such as `decoder`. Results are only ever appended, so
-of a seed measured twice the newest line counts, and lines of an older recipe or of another machine than the
-newest line's do not.
+headline; one of `ablation` has a recipe of `distill.jsonl`, such as `tinybert`, and what it is without each
+of its parts; one of `sparse` has a study of `prune.jsonl`, such as `decoder`. Results are only ever
+appended, so of a seed measured twice the newest line counts, and lines of an older recipe or of another
+machine than the newest line's do not.
 
     python scripts/readme_tables.py            rewrite
     python scripts/readme_tables.py --check    exit with 1 if a block is stale
@@ -32,7 +33,7 @@ from pocketlm.report.svg import points, size_score_picture
 from pocketlm.report.units import PERCENT_METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- (table|means|parts|sparse):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|means|parts|sparse|ablation):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
 DISTILLED = ("pocket", "paper-recipe")
 KINDS = ("teacher", "pocket", "control", "peer", "paper-recipe")
 PARTS = {"in_scope_accuracy": "in scope alone", "intent_accuracy": "intent", "span_f1": "slot F1"}
@@ -201,6 +202,26 @@ def parts(lines: Sequence[Line]) -> str:
     return _markdown(rows) + "\n"
 
 
+def ablation(lines: Sequence[Line], name: str) -> str:
+    """A Markdown table of a recipe, and of it without one part after the other, on the same tasks."""
+    groups = {key: group for key, group in current(lines).items() if key[1].split(", no ")[0] == name}
+    without = {key: group for key, group in groups.items() if key[1] != name}
+    if not without:
+        return "*Not measured yet.*\n"
+    tasks = {key[4] for key in without}
+    rows = [["recipe", "task", "score [interval]", "retention", "minutes"], [*["---"] * 2, *["---:"] * 3]]
+    for key, group in groups.items():
+        if key[1] == name and key[4] in tasks:
+            rows.append([name, *_ablated(key, group)])
+    rows += [[key[1].removeprefix(f"{name}, "), *_ablated(key, group)] for key, group in without.items()]
+    return f"{_markdown(rows)}\n{source(without)}\n"
+
+
+def _ablated(key: Key, group: Sequence[Line]) -> list[str]:
+    kept = spread([line["retention_pct"] for line in group], lambda value: f"{value:.1f} %")
+    return [key[4], score(group), kept, spread([line["make_minutes"] for line in group], significant)]
+
+
 def sparse(lines: Sequence[Line]) -> str:
     """A Markdown table of a study of single weights: the score at every sparsity."""
     if not lines:
@@ -266,14 +287,22 @@ def source(groups: Mapping[Key, Sequence[Line]]) -> str:
 
 def fill(text: str, results: Path) -> str:
     """The text with every table block made anew."""
-    makers = {"table": table, "means": means, "parts": parts}
+
+    def of(bench: str) -> list[Line]:
+        return read_results(results / f"{bench}.jsonl")
+
+    makers: dict[str, Callable[[str], str]] = {
+        "table": lambda name: table(of(name)),
+        "means": lambda name: means(of(name)),
+        "parts": lambda name: parts(of(name)),
+        "ablation": lambda name: ablation(of("distill"), name),
+        "sparse": lambda name: sparse(
+            [line for line in of("prune") if str(line["row"]).startswith(f"{name}: ")]
+        ),
+    }
 
     def made(block: re.Match[str]) -> str:
-        if block[2] == "sparse":
-            lines = read_results(results / "prune.jsonl")
-            own = [line for line in lines if str(line["row"]).startswith(f"{block[3]}: ")]
-            return f"{block[1]}{sparse(own)}{block[5]}"
-        return f"{block[1]}{makers[block[2]](read_results(results / f'{block[3]}.jsonl'))}{block[5]}"
+        return f"{block[1]}{makers[block[2]](block[3])}{block[5]}"
 
     return BLOCK.sub(made, text)
 

@@ -118,6 +118,21 @@ def test_means_are_over_tasks_of_the_medians_over_seeds() -> None:
     assert of["point"]["MB"] == "4.50 (4.00 to 5.00)"
 
 
+def test_an_ablation_stands_below_its_recipe_on_the_same_task() -> None:
+    lines = [
+        line(task="a", row="paper", kind="paper-recipe", score=0.8),
+        line(task="b", row="paper", kind="paper-recipe", score=0.9),
+        line(task="a", row="paper, no term", kind="control", score=0.7),
+        line(task="a", row="other, no term", kind="control", score=0.6),
+    ]
+    head, _, *found = rows(tables.ablation(lines, "paper"))
+    assert [(row[0], row[1], row[head.index("score [interval]")].split()[0]) for row in found] == [
+        ("paper", "a", "80.0"),
+        ("no term", "a", "70.0"),
+    ]
+    assert "Not measured yet" in tables.ablation(lines[:2], "paper")
+
+
 def test_scores_beside_the_headline_are_of_teacher_and_pocket_alone() -> None:
     joint = {"intent_accuracy": 0.987, "span_f1": 0.951}
     lines = [
