@@ -35,9 +35,12 @@ test-web: setup web  ## pockets in a page, in the Chromium of this machine
 test-executorch: .venv-executorch/.ready  ## pockets as programs for phones, in an environment of their own
 	@.venv-executorch/bin/python -m pytest tests/export/test_executorch.py
 
-.venv-executorch/.ready: pyproject.toml constraints.txt
+# It sees what .venv has, and holds nothing but what ExecuTorch wants besides.
+.venv-executorch/.ready: .venv/.ready
 	@test -x .venv-executorch/bin/python || $(PYTHON) -m venv .venv-executorch
-	@.venv-executorch/bin/python -m pip install -q -c constraints.txt -e '.[all,dev,executorch]'
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(.venv-executorch/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	@.venv-executorch/bin/python -m pip install -q -c constraints.txt -e '.[executorch]'
 	@touch $@
 
 test-llama: setup  ## exported language models under llama.cpp, which is built first: 7 minutes on two cores
