@@ -38,6 +38,9 @@ DISTILLED = ("pocket", "paper-recipe")
 KINDS = ("teacher", "pocket", "control", "peer", "paper-recipe")
 PARTS = {"in_scope_accuracy": "in scope alone", "intent_accuracy": "intent", "span_f1": "slot F1"}
 
+ALIKE = ("recipe_sha256", "machine", "isa")
+"""What the lines of one median share."""
+
 PICTURE = Path("docs/demo.svg")
 PICTURE_SIZE = (880, 420)
 PICTURED = ("size_bytes", "score", "score_low", "score_high", "p50_ms")
@@ -75,9 +78,7 @@ def current(lines: Sequence[Line]) -> dict[Key, list[Line]]:
         groups.setdefault(key, []).append(line)
     for key, group in groups.items():
         newest = max(group, key=lambda line: line["when"])
-        alike = [
-            line for line in group if all(line[name] == newest[name] for name in ("recipe_sha256", "machine"))
-        ]
+        alike = [line for line in group if all(line[name] == newest[name] for name in ALIKE)]
         by_seed = {line["seed"]: line for line in sorted(alike, key=lambda line: line["when"])}
         groups[key] = [by_seed[seed] for seed in sorted(by_seed)]
     return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
@@ -276,10 +277,11 @@ def source(groups: Mapping[Key, Sequence[Line]]) -> str:
     def all_of(name: str) -> str:
         return ", ".join(sorted({str(line[name]) for line in lines if line[name] is not None})) or "unknown"
 
+    machines = sorted({f"{line['machine']} ({', '.join(line['isa'])})" for line in lines})
     seeds = max(len(group) for group in groups.values())
     behind = "One seed" if seeds == 1 else f"Median of up to {seeds} seeds (smallest to largest)"
     return (
-        f"*{behind} on the {all_of('split')} split; {all_of('machine')}, {all_of('threads')} threads; "
+        f"*{behind} on the {all_of('split')} split; {'; '.join(machines)}; {all_of('threads')} threads; "
         f"energy: {all_of('energy_method')}; "
         f"commit {', '.join(sorted({str(line['commit'])[:9] for line in lines}))}.*"
     )

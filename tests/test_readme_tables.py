@@ -52,6 +52,7 @@ def line(**changes: Any) -> dict[str, Any]:
         "commit": "0123456789abcdef",
         "recipe_sha256": "aa",
         "machine": "two cores",
+        "isa": ["avx2"],
         "when": "2026-01-01T00:00:00+00:00",
     }
     return {**values, **changes}
@@ -168,11 +169,16 @@ def test_a_seed_measured_again_replaces_its_older_line() -> None:
         assert row[head.index("p50, ms")] == "1.00"
 
 
-@pytest.mark.parametrize("changed", [{"recipe_sha256": "bb"}, {"machine": "four cores"}])
-def test_older_recipe_or_machine_is_left_out(changed: dict[str, str]) -> None:
+@pytest.mark.parametrize("changed", [{"recipe_sha256": "bb"}, {"machine": "four cores"}, {"isa": ["avx512"]}])
+def test_older_recipe_or_machine_is_left_out(changed: dict[str, Any]) -> None:
     lines = [line(seed=1, p50_ms=9.0, **changed), line(seed=0, p50_ms=1.0, when="2026-02-01")]
     head, _, row = rows(tables.table(lines))
     assert row[head.index("p50, ms")] == "1.00"
+
+
+def test_every_kind_of_processor_behind_a_table_is_named() -> None:
+    caption = tables.table([line(), line(row="other", isa=["avx2", "avx512"])]).splitlines()[-1]
+    assert "; two cores (avx2); two cores (avx2, avx512); 2 threads" in caption
 
 
 def test_missing_figures_are_a_dash_and_never_zero() -> None:
