@@ -200,12 +200,13 @@ def test_the_verdicts_of_the_tiny_pocket_are_in_its_report(made: Made) -> None:
 
 def test_what_stays_in_float_and_what_ships_packed_are_told() -> None:
     assert in_float({}) == in_float({"quantization": {"bits": 8, "floats": []}}) == unpacked({}) == []
-    kept = {"floats": ["head", "map_3"], "score": 0.91, "score_float": 0.92}
+    kept = {"bits": 4, "floats": ["head", "map_3"], "floats_stored": 8, "score": 0.91, "score_float": 0.92}
     stored = {"compute": "float32", "int8_ms": 2.0, "float32_ms": 1.0}
     (told,) = from_stored({"quantization": stored})
     assert "1.00 ms so, and 2.00 ms" in told
     assert from_stored({"quantization": {**stored, "compute": "int8"}}) == from_stored({}) == []
     (told,) = in_float({"quantization": kept})
-    assert "2 products compute in float32: head, map_3 (0.9100, all in float32 0.9200)" in told
+    assert told.startswith("4 bits would have cost too much on valid, so 2 products compute in float32, ")
+    assert "from weights of 8 bits: head, map_3 (0.9100, all in float32 0.9200)" in told
     (told,) = unpacked({"size_bytes": 1_500_000, "unpacked_bytes": 4_250_000})
     assert "model.pocket of 1.50 MB" in told and "4.25 MB unpacked" in told

@@ -79,9 +79,39 @@ def test_the_product_that_hurts_goes_back_alone(
     found = backed_off(source, target, make, products, OneHurts.of(student[1]), 0.1)
     assert (found.floats, found.score, found.score_float) == (["hurt"], 0.9, 0.9)
     kinds = [node.op_type for node in onnx.load(target).graph.node]
-    assert kinds.count("MatMulInteger") == 6
+    assert (kinds.count("MatMulInteger"), kinds.count("MatMul")) == (6, 1)
     generous = backed_off(source, target, make, products, OneHurts.of(student[1]), 0.4)
     assert (generous.floats, generous.score) == ([], 0.5)
+
+
+class StoringHurtsToo(OneHurts):
+    def is_hurt(self, graph: Path) -> bool:
+        return graph.name == "stored.onnx" or super().is_hurt(graph)
+
+
+@pytest.mark.parametrize(("judge", "bits"), [(OneHurts, 8), (StoringHurtsToo, 32)])
+def test_what_went_back_is_stored_in_8_bits_unless_that_hurts_too(
+    student: tuple[Classifier, Artifact],
+    named: tuple[Path, list[str]],
+    tmp_path: Path,
+    judge: type[OneHurts],
+    bits: int,
+) -> None:
+    source, products = named
+    folder = tmp_path / "made"
+    folder.mkdir()
+
+    def make(path: Path, floats: Sequence[str]) -> None:
+        quantize(source, path, floats=floats)
+
+    found = backed_off(source, folder / "model.onnx", make, products, judge.of(student[1]), 0.1)
+    assert (found.floats, found.floats_stored, found.score) == (["hurt"], bits, 0.9)
+    (file,) = folder.iterdir()
+    graph = onnx.load(file).graph
+    weight = next(node.input[1] for node in graph.node if node.name == "hurt")
+    stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert (weight in stored) == (bits == 32)
+    assert stored.get(f"{weight}_codes") == (onnx.TensorProto.INT8 if bits == 8 else None)
 
 
 def test_the_stage_tells_both_scores_and_what_it_kept(

@@ -24,7 +24,7 @@ from pocketlm.artifact import Artifact
 from pocketlm.errors import RecipeError
 from pocketlm.export.graph import session_with, with_nodes
 from pocketlm.quantize.control import Judge, check_tolerance, controlled, feeds_of, named
-from pocketlm.quantize.int8 import quantize_embeddings, quantize_rows, weights_of
+from pocketlm.quantize.stored import quantize_embeddings, quantize_rows, weights_of
 from pocketlm.stage import Context
 
 Calibration = Literal["minmax", "percentile", "entropy"]

@@ -1,11 +1,11 @@
-"""Accuracy control: the products that 8 bits hurt most stay in float32, until the user can bear the loss."""
+"""Accuracy control: products that few bits hurt compute in float32, until the user can bear the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from pocketlm.artifact import Artifact
 from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import RecipeError
 from pocketlm.export.graph import named_after
+from pocketlm.quantize.stored import store_products
 from pocketlm.runtime.pocket import Pocket, Text, pad, session
 from pocketlm.tasks.metrics import headline
 from pocketlm.tasks.task import Task
@@ -34,12 +35,14 @@ class Control:
     Args:
         score: Of the graph that is kept, on valid.
         score_float: Of the graph in float32.
-        floats: Products that stay in float32, those that 8 bits hurt most first.
+        floats: Products that compute in float32, those that fewer bits hurt most first.
+        floats_stored: Bits that these have in the file.
     """
 
     score: float
     score_float: float
     floats: list[str]
+    floats_stored: Literal[8, 32]
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,8 @@ def backed_off(
 ) -> Control:
     """Quantize, and take products back to float32 until no more is lost on valid than allowed.
 
-    They are ranked by what each alone does to the logits of some texts; 1, 2, 4, … of them go back.
+    They are ranked by what each alone does to the logits of some texts; 1, 2, 4, … of them go back. If no
+    more is lost so, their weights are stored in 8 bits all the same.
 
     Args:
         source: The graph in float32, its products named.
@@ -177,7 +181,17 @@ def backed_off(
         floats, count = ranked[:count], 2 * count
         make(target, floats)
         score = judge.score(target)
-    return Control(score, whole, floats)
+    if not floats:
+        return Control(score, whole, floats, 32)
+    model, stored = onnx.load(target), target.with_name("stored.onnx")
+    store_products(model, [node.name for node in model.graph.node if node.name not in floats])
+    onnx.save(model, stored)
+    score_stored = judge.score(stored)
+    if score_stored < min(score, whole - tolerance):
+        stored.unlink()
+        return Control(score, whole, floats, 32)
+    stored.replace(target)
+    return Control(score_stored, whole, floats, 8)
 
 
 def ranking(

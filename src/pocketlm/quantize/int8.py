@@ -22,24 +22,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 from onnxruntime.quantization import (
     QuantType,
     quantize_dynamic,  # pyright: ignore[reportUnknownVariableType]
 )
 
 from pocketlm.artifact import Artifact
-from pocketlm.export.graph import with_nodes
 from pocketlm.quantize.control import Judge, check_tolerance, controlled, named
+from pocketlm.quantize.stored import quantize_embeddings, store_products
 from pocketlm.runtime.pocket import Pocket, Text
 from pocketlm.stage import Context
 from pocketlm.timing import interleave
 
 Compute = Literal["auto", "int8", "float32"]
 
-SMALLEST_TABLE = 1024
 TIMED_ROUNDS = 100
 WARMUP = 10
 
@@ -54,8 +51,8 @@ class QuantizeInt8:
         compute: Of products: `int8`, or `float32` from weights that are stored in 8 bits; `auto` times both
             on texts of valid, and takes the integers unless they are slower.
         tolerance: What may be lost of the metric on valid, such as 0.005; the products that 8 bits hurt most
-            stay in float32 until no more is lost. None does not look.
-        keep: Products that stay in float32 in any case, as `pocketlm doctor` names them.
+            compute in float32 until no more is lost. None does not look.
+        keep: Products whose weights stay in float32 in any case, as `pocketlm doctor` names them.
     """
 
     matmuls: bool = True
@@ -144,64 +141,6 @@ def quantize(
     onnx.save(model, target)
 
 
-def quantize_rows(table: np.ndarray, highest: int = 127) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric 8-bit rows: table ≈ scale · q.
-
-    Args:
-        table: Float [rows, width].
-        highest: Largest code; 64 uses 7 bits.
-
-    Returns:
-        q, int8 [rows, width]; scale, float32 [rows, 1]. The error is at most scale / 2.
-    """
-    scale: np.ndarray = np.abs(table).max(axis=1, keepdims=True).astype(np.float32) / highest
-    scale[scale == 0] = 1.0
-    return np.round(table / scale).astype(np.int8), scale
-
-
-def quantize_embeddings(model: onnx.ModelProto) -> int:
-    """Store every embedding table of a graph in 8 bits, in place; returns how many there were."""
-    graph = model.graph
-    tables = tables_of(graph)
-    nodes: list[onnx.NodeProto] = []
-    done: dict[str, bool] = {}
-    for node in graph.node:
-        table = tables.get(node.input[0]) if node.op_type == "Gather" else None
-        if table is None:
-            nodes.append(node)
-            continue
-        name, ids, output = node.input[0], node.input[1], node.output[0]
-        if name not in done:
-            codes, scale = quantize_rows(numpy_helper.to_array(table))
-            graph.initializer.append(numpy_helper.from_array(codes, f"{name}_codes"))
-            graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
-            done[name] = True
-        nodes += [
-            helper.make_node("Gather", [f"{name}_codes", ids], [f"{output}_codes"], axis=0),
-            helper.make_node("Gather", [f"{name}_scale", ids], [f"{output}_scale"], axis=0),
-            helper.make_node("Cast", [f"{output}_codes"], [f"{output}_float"], to=onnx.TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{output}_float", f"{output}_scale"], [output]),
-        ]
-    with_nodes(graph, nodes)
-    return len(done)
-
-
-def tables_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Large float matrices that are looked up by rows and used in no other way, as tied weights are."""
-    found = {
-        tensor.name: tensor
-        for tensor in graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT
-        and len(tensor.dims) == 2
-        and np.prod(tensor.dims) >= SMALLEST_TABLE
-    }
-    for node in graph.node:
-        by_rows = node.op_type == "Gather" and not any(a.name == "axis" and a.i for a in node.attribute)
-        for name in node.input[1:] if by_rows else node.input:
-            found.pop(name, None)
-    return found
-
-
 def quantize_matmuls(source: Path, target: Path, floats: Sequence[str] = ()) -> None:
     """Dynamic 8-bit matrix products, one scale an output channel, 7 bits used (see the module).
 
@@ -227,38 +166,3 @@ def quantize_matmuls(source: Path, target: Path, floats: Sequence[str] = ()) -> 
         )
     finally:
         logging.disable(level)
-
-
-def store_products(model: onnx.ModelProto, floats: Sequence[str] = ()) -> None:
-    """Store the weights of products in 8 bits, one scale an output channel, in place.
-
-    The graph multiplies them out. A runtime does that once, when it opens the graph, and computes in float32.
-
-    Args:
-        model: A graph in float32.
-        floats: Nodes whose weights stay as they are, by name.
-    """
-    graph, nodes = model.graph, list[onnx.NodeProto]()
-    for name, weight in weights_of(graph, floats).items():
-        codes, scale = quantize_rows(weight.T)
-        for suffix, part in (("codes", codes), ("scale", scale)):
-            part = np.ascontiguousarray(part.T)
-            graph.initializer.append(numpy_helper.from_array(part, f"{name}_{suffix}"))
-        nodes += [
-            helper.make_node("Cast", [f"{name}_codes"], [f"{name}_float"], to=onnx.TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name]),
-        ]
-    with_nodes(graph, [*nodes, *graph.node])
-
-
-def weights_of(graph: onnx.GraphProto, floats: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Weights of products by name, [inputs, outputs], but small ones and those of some nodes."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    names = dict.fromkeys(
-        node.input[1] for node in graph.node if node.op_type == "MatMul" and node.name not in floats
-    )
-    return {
-        name: numpy_helper.to_array(constants[name])
-        for name in names
-        if name in constants and np.prod(constants[name].dims) >= SMALLEST_TABLE
-    }

@@ -25,7 +25,7 @@ from pocketlm.errors import RecipeError
 from pocketlm.export.graph import with_nodes
 from pocketlm.quantize.aware import highest
 from pocketlm.quantize.control import check_tolerance, controlled, named
-from pocketlm.quantize.int8 import quantize_embeddings, tables_of, weights_of
+from pocketlm.quantize.stored import quantize_embeddings, tables_of, weights_of
 from pocketlm.stage import Context
 
 STORED = 4
