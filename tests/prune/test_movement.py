@@ -25,7 +25,10 @@ from pocketlm.prune.movement import Movement, keep_above, keep_highest, mean_gat
 from pocketlm.stage import Context
 from tests.tiny_models import MAX_LENGTH, SINGLE, classifier, prepared
 
-TRAINING = Distill(hidden=0.0, epochs=16, learning_rate=3e-3, batch_size=16, precision="fp32")
+# The true labels, which every text shows by a word of its own: on any CPU they are learned to the last text.
+TRAINING = Distill(
+    hidden=0.0, logits=0.0, labels=1.0, epochs=16, learning_rate=3e-3, batch_size=16, precision="fp32"
+)
 
 
 def network() -> nn.Module:
@@ -77,10 +80,7 @@ def test_the_highest_scores_stay_and_soft_ones_above_the_threshold() -> None:
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A whole student and what its teacher says."""
     folder = tmp_path_factory.mktemp("taught")
-    teacher = classifier(layers=2)
-    with torch.no_grad():
-        teacher.model.classifier.weight *= 40
-    teacher.save(folder / "teacher")
+    classifier(layers=2).save(folder / "teacher")
     artifact = prepared(folder, SINGLE, train=96).with_part("teacher", folder / "teacher")
     built = BuildStudent(layers=2, vocabulary=None)(artifact, context(folder / "student"))
     return TeacherOutputs(states=(), precision="fp32")(built, context(folder / "outputs"))
@@ -96,7 +96,7 @@ STAGES: dict[str, Callable[..., Any]] = {
     "at once": Magnitude(0.3, gradual=False, scope="layer", training=TRAINING),
     "pattern": Magnitude(pattern="2:4", training=TRAINING),
     "movement": Movement(0.6, training=TRAINING),
-    "soft": Movement(soft=True, penalty=1e5, score_rate=0.3, training=TRAINING),
+    "soft": Movement(soft=True, penalty=30.0, score_rate=0.1, training=TRAINING),
 }
 
 
@@ -109,14 +109,13 @@ def test_a_student_is_pruned_while_it_learns(taught: Artifact, tmp_path: Path, n
     sparsity = zeros / sum(weight.numel() for weight in weights.values())
     assert done.figures["pruned"]["sparsity"] == pytest.approx(sparsity)
     if name == "soft":
-        assert sparsity > 0.05
+        assert 0.05 < sparsity < 0.95
     else:
         assert sparsity == pytest.approx({"pattern": 0.5, "at once": 0.3}.get(name, 0.6), abs=0.005)
     assert not any("parametrizations" in key for key in student.model.state_dict())
-    teacher = Classifier.load(done.parts["teacher"], SINGLE, MAX_LENGTH)
-    texts = load_split(done.parts["data"], "train").texts
-    said = [model.logits(model.encode(texts)).argmax(axis=1) for model in (student, teacher)]
-    assert name == "soft" or np.mean(said[0] == said[1]) > 0.6
+    train = load_split(done.parts["data"], "train")
+    said = student.logits(student.encode(train.texts)).argmax(axis=1)
+    assert np.mean(said == np.array(train.labels)) > 0.9
 
 
 def test_what_cannot_be_is_refused() -> None:
