@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,30 @@ def test_costs_are_recorded_once_a_stage(tiny: Tiny, tmp_path: Path) -> None:
     _, costs = run(recipe_of(tiny, *five()), tmp_path)
     assert [cost.stage for cost in costs] == ["step"] * 5
     assert all(cost.seconds >= 0 and cost.energy_method in ("rapl", "tdp", "none") for cost in costs)
+
+
+def test_a_stage_costs_what_all_attempts_at_it_took(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tiny, Step("a"))
+
+    def slow_then_killed(self: Step, artifact: Artifact, context: Context) -> Artifact:
+        time.sleep(0.5)
+        # What a kill that nothing can catch would find.
+        (noted,) = tmp_path.glob("stages/*/spent.json")
+        assert json.loads(noted.read_text())[0] > 0.2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "SPENT_EVERY_SECONDS", 0.1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Step, "__call__", slow_then_killed)
+        run(recipe, tmp_path)
+    assert not [*tmp_path.glob("stages/*/cost.json")]
+    _, (cost,) = run(recipe, tmp_path)
+    assert cost.seconds > 0.5 and calls == ["a"]
+    if cost.energy_method != "none":
+        assert cost.energy_wh is not None and cost.gco2 is not None
+    assert not [*tmp_path.glob("stages/*/spent.json")]
 
 
 def test_the_stages_of_a_real_recipe_are_all_found_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,9 @@ import importlib.util
 import json
 import os
 import shutil
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,8 @@ from pocketlm.progress import Progress, Quiet
 from pocketlm.recipe import STAGE_NAMES, Recipe
 from pocketlm.sources import Kind, resolve
 from pocketlm.stage import Context, Stage
+
+SPENT_EVERY_SECONDS = 20.0
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "onnxruntime", "numpy")
 
@@ -133,21 +136,56 @@ def step(stage: Stage, artifact: Artifact, cache_dir: Path, progress: Progress, 
     if not done.exists() and (main or together):
         own = folder if main else folder / f"process-{os.environ['RANK']}"
         own.mkdir(parents=True, exist_ok=True)
-        with Meter() as meter:
-            began = time.monotonic()
+        with _billed(own, STAGE_NAMES[type(stage)]):
             result = stage(artifact, Context(own, folder, progress if main else Quiet(), threads))
-            seconds = time.monotonic() - began
         if main:
-            cost = Cost(STAGE_NAMES[type(stage)], seconds, meter.energy_wh, meter.gco2, meter.method)
-            write_json(folder / "cost.json", dataclasses.asdict(cost))
             history = (*artifact.history, repr(stage))
             dataclasses.replace(result, digest=digest, history=history).save(done, cache_dir)
+            (folder / "spent.json").unlink(missing_ok=True)
             for left in folder.glob("process-*"):
                 shutil.rmtree(left)
     _wait_for_everyone()
     with contextlib.suppress(OSError):  # a cache that others share may be read-only
         os.utime(folder)  # when it was last asked for, see `pocketlm.verbs.cache`
     return Artifact.load(done, cache_dir)
+
+
+@contextlib.contextmanager
+def _billed(folder: Path, stage: str) -> Generator[None]:
+    """Measure an attempt at a stage; `cost.json` appears when one succeeds, and has those before it, too.
+
+    An attempt may be killed at any moment: `spent.json` says every few seconds what all have spent so far.
+    """
+    path, ended = folder / "spent.json", threading.Event()
+    seconds, energy = json.loads(path.read_text()) if path.exists() else (0.0, 0.0)
+    meter, began = Meter(), time.monotonic()
+
+    def spent(own_wh: float | None) -> tuple[float, float | None]:
+        both = None if energy is None or own_wh is None else energy + own_wh
+        return seconds + time.monotonic() - began, both
+
+    def note() -> None:
+        with contextlib.suppress(OSError):  # a full disk is told by the stage itself
+            write_json(path, spent(meter.so_far_wh()))
+
+    def keep_noting() -> None:
+        while not ended.wait(SPENT_EVERY_SECONDS):
+            note()
+
+    keeper = threading.Thread(target=keep_noting, daemon=True)
+    with meter:
+        keeper.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            keeper.join()
+            note()
+    all_seconds, all_wh = spent(meter.energy_wh)
+    # All attempts are on one grid.
+    grams = meter.gco2 * all_wh / meter.energy_wh if meter.gco2 and meter.energy_wh and all_wh else meter.gco2
+    cost = Cost(stage, all_seconds, all_wh, grams, meter.method)
+    write_json(folder / "cost.json", dataclasses.asdict(cost))
 
 
 def cost_of(artifact: Artifact, cache_dir: Path) -> Cost:

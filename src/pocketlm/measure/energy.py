@@ -96,6 +96,11 @@ class Meter:
                 self.method = _method(tracker)
         self._folder.close()
 
+    def so_far_wh(self) -> float | None:
+        """Watt-hours of a block that has not ended, up to its last sample; None as `energy_wh`."""
+        energy = getattr(self._tracker, "_total_energy", None)
+        return None if energy is None else float(energy.kWh) * 1000
+
 
 def request_energy(
     run: Callable[[], None], requests: int, country: str | None = None, seconds: float = 3.0

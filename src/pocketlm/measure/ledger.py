@@ -14,7 +14,7 @@ from pocketlm.tasks.task import Task
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage took, the time of killed attempts left out.
+    """What a stage took, over all attempts at it: those that were killed are in it, too.
 
     Args:
         stage: Its name in the recipe.
@@ -168,8 +168,7 @@ def bill(measured: Mapping[str, Any], costs: Sequence[Cost]) -> dict[str, Any]:
         "request_wh_pocket": request["pocket"],
         "repaid_after_requests": round(make_wh / saved) if make_wh is not None and saved > 0 else None,
         "country": measured["grid"],
-        "note": "All stages of the recipe, controls and measuring included; "
-        "the time of killed attempts is not.",
+        "note": "All stages of the recipe, controls, measuring and killed attempts included.",
     }
 
 
