@@ -11,7 +11,6 @@ from pocketlm.distill.inner import (
     mean_loss,
     projections_of,
     save_tensors,
-    spread,
     train_inner,
 )
 from pocketlm.stage import Context
@@ -52,12 +51,6 @@ def test_a_finished_phase_is_found_again(tmp_path: Path) -> None:
     forget_inner(Context(tmp_path, tmp_path))
     with pytest.raises(AssertionError, match="trained again"):
         learn(tmp_path, fails=True)
-
-
-def test_a_spread_is_even_and_has_both_ends() -> None:
-    assert spread(5, 10) == [0, 1, 2, 3, 4]
-    assert spread(101, 5) == [0, 25, 50, 75, 100]
-    assert spread(1, 5) == [0] and spread(0, 5) == []
 
 
 def test_a_mean_loss_weighs_every_example_alike(monkeypatch: pytest.MonkeyPatch) -> None:

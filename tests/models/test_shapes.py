@@ -22,13 +22,25 @@ from pocketlm.models.cut import (
     rebuilt,
     resize_heads,
 )
-from pocketlm.models.families import family_of, head_maps, layers_of
+from pocketlm.models.families import family_of, layers_of, pooled_maps
 from pocketlm.models.load import Classifier
 from pocketlm.models.saliency import survey
 from pocketlm.models.student import BuildStudent
 from pocketlm.stage import Context
+from pocketlm.tasks.task import Task
+from pocketlm.tasks.words import WordLogits
 from tests.tiny import sentences
-from tests.tiny_models import FAMILIES, MAX_LENGTH, NEURONS, SINGLE, Architecture, classifier, prepared
+from tests.tiny_models import (
+    FAMILIES,
+    JOINT,
+    MAX_LENGTH,
+    NEURONS,
+    SINGLE,
+    TAGGED,
+    Architecture,
+    classifier,
+    prepared,
+)
 
 TEXTS = [(text,) for text in sentences(16, longest=6)]
 every_family = pytest.mark.parametrize("architecture", FAMILIES)
@@ -37,16 +49,17 @@ every_family = pytest.mark.parametrize("architecture", FAMILIES)
 def built(
     folder: Path, teacher: Classifier, stage: BuildStudent, train: int = 24
 ) -> tuple[Classifier, Artifact]:
-    artifact = prepared(folder, SINGLE, train)
+    artifact = prepared(folder, teacher.task, train)
     teacher.save(folder / "teacher")
     artifact = stage(
         artifact.with_part("teacher", folder / "teacher"), Context(folder, folder / "checkpoints")
     )
-    return Classifier.load(artifact.parts["student"], SINGLE, MAX_LENGTH), artifact
+    return Classifier.load(artifact.parts["student"], teacher.task, MAX_LENGTH), artifact
 
 
 def logits_of(made: Classifier) -> np.ndarray:
-    return made.logits(made.encode(TEXTS))
+    said = made.logits(made.encode(TEXTS))
+    return np.concatenate([said.text.ravel(), said.words.ravel()]) if isinstance(said, WordLogits) else said
 
 
 @every_family
@@ -163,22 +176,25 @@ def test_a_whole_refit_changes_nothing(tmp_path: Path, architecture: Architectur
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "deberta-v2"])
 @pytest.mark.parametrize("refit", [False, True])
-def test_doubled_hidden_units_cost_nothing(tmp_path: Path, architecture: Architecture, refit: bool) -> None:
+@pytest.mark.parametrize("task", [SINGLE, TAGGED, JOINT], ids=["single", "tokens", "joint"])
+def test_doubled_hidden_units_cost_nothing(
+    tmp_path: Path, architecture: Architecture, task: Task, refit: bool
+) -> None:
     """In a teacher of twice the width every hidden unit stands twice, and the student finds that out."""
-    teacher = classifier(architecture)
+    teacher = classifier(architecture, task)
     seen = survey(teacher, teacher.encode(TEXTS))
     wide = copy.deepcopy(teacher)
     twice = torch.cat([torch.eye(32), torch.eye(32)], dim=1)
     keep_pool(wide.model, torch.arange(32).repeat(2))
     project_hidden(wide.model, twice, twice / 2)
-    for linear in head_maps(wide.model):
+    for linear in pooled_maps(wide.model):
         linear.weight.data[:, 32:] = 0
     moments = list(zip(seen.queries, seen.keys, seen.values, strict=True))
     resize_heads(wide.model, moments, [torch.arange(4)] * 3, 16)
     wide.model = rebuilt(wide.model)
     assert np.allclose(logits_of(wide), logits_of(teacher), atol=1e-5)
     stage = BuildStudent(hidden_size=32, vocabulary=None, refit=refit, width="saliency", layers=3)
-    student, _ = built(tmp_path, wide, stage)
+    student, _ = built(tmp_path, wide, stage, train=300)
     assert np.allclose(logits_of(student), logits_of(teacher), atol=1e-3)
 
 

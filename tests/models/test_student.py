@@ -13,12 +13,13 @@ from transformers import AutoModelForSequenceClassification
 
 from pocketlm.artifact import Artifact
 from pocketlm.errors import RecipeError
+from pocketlm.models import student
 from pocketlm.models.cut import chosen_layers, keep_layers, keep_neurons
 from pocketlm.models.families import encoder_layers
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.models.pieces import keep_pieces, keep_positions
 from pocketlm.models.saliency import neuron_saliency
-from pocketlm.models.student import BuildStudent
+from pocketlm.models.student import BuildStudent, calibration
 from pocketlm.stage import Context
 from pocketlm.tasks.task import Task
 from pocketlm.tokenization.trim import trim
@@ -148,6 +149,20 @@ def test_a_smaller_student_is_the_same_in_memory_on_disk_and_in_transformers(
     assert artifact.figures["teacher_parameters"] == parameters_of(teacher.model)
     assert len(encoder_layers(plain)) == 2
     assert plain.config.max_position_embeddings < teacher.model.config.max_position_embeddings
+
+
+def test_calibration_reads_texts_from_everywhere_within_its_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = classifier()
+    texts = [(f"{mark} film",) for mark in ("bad", "good", "quiet") for _ in range(400)]
+    read = calibration(teacher, texts)
+    assert len(read) == student.CALIBRATION_EXAMPLES
+    for word in ("bad", "good", "quiet"):
+        piece = teacher.tokenizer.token_to_id(word)
+        assert sum(piece in ids for ids in read.ids) == pytest.approx(len(read) / 3, abs=1)
+    monkeypatch.setattr(student, "CALIBRATION_PIECES", 200)
+    read = calibration(teacher, texts)
+    assert sum(read.lengths) <= 200 and len(read) > 30
+    assert teacher.tokenizer.token_to_id("quiet") in read.ids[-1]
 
 
 def test_the_teacher_is_left_as_it_was(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ keep.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from pocketlm.artifact import Artifact
 from pocketlm.distill.layers import Along, Distill
@@ -53,6 +54,7 @@ class Assistant:
     batch_size: int = 32
     precision: Precision = "auto"
     seed: int = 0
+    distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.distill()  # out of range is told at once

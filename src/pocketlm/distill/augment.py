@@ -29,6 +29,7 @@ from pocketlm.data.augment import (
     augmented,
 )
 from pocketlm.data.examples import load_pool, load_split, save_texts
+from pocketlm.data.sample import passes
 from pocketlm.errors import RecipeError, storage_errors
 from pocketlm.models.load import EVALUATION_BATCH
 from pocketlm.models.masked_lm import (
@@ -214,7 +215,7 @@ def tune_masked_lm(
     """
     lm.model.get_input_embeddings().weight.requires_grad_(False)
     encoded, held = lm.encode(texts), lm.encode(valid[:EVALUATED])
-    order = [number % len(texts) for number in range(steps * settings.batch_size)]
+    order = passes(len(texts), steps * settings.batch_size, settings.seed)
     vocabulary = lm.tokenizer.get_vocab_size()
 
     def masked(source: Any, row: int, number: int) -> tuple[list[int], list[int]]:

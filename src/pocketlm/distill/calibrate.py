@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
+from pocketlm.data.sample import few
 from pocketlm.distill.losses import logit_distance
 from pocketlm.errors import RecipeError
 from pocketlm.models.load import Classifier, output_layer, student_of, with_student
@@ -84,7 +85,7 @@ class Calibrate:
         valid = load_split(artifact.parts["data"], "valid")
         student = student_of(artifact)
         teacher = Classifier.load(artifact.parts["teacher"], task, student.max_length)
-        ours, theirs = (_of_texts(one, valid.texts[: self.texts]) for one in (student, teacher))
+        ours, theirs = (_of_texts(one, few(valid.texts, self.texts)) for one in (student, teacher))
         biases = fitted_biases(ours, theirs, task.kind, self.spread)
         with torch.no_grad():
             output_layer(student.model).bias.add_(biases)

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from pocketlm.data.sample import spread
 from pocketlm.distill.pairs import TeacherStates
 from pocketlm.distill.states import width_of
 from pocketlm.models.load import EVALUATION_BATCH, Classifier
@@ -83,11 +83,6 @@ def forget_inner(context: Context) -> None:
     """Remove what `train_inner` keeps for a run that is killed, once the stage's own result is saved."""
     if PartialState().is_main_process:
         (context.checkpoints / "inner.safetensors").unlink(missing_ok=True)
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most `most` of `count` indices, evenly spread."""
-    return sorted({int(index) for index in np.linspace(0, count - 1, min(count, most))}) if count else []
 
 
 @torch.no_grad()

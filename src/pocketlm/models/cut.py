@@ -23,9 +23,10 @@ from pocketlm.errors import RecipeError, TeacherError
 from pocketlm.models.families import (
     encoder_layers,
     family_of,
-    head_maps,
+    hidden_maps,
     layers_of,
     pool_of,
+    pooled_maps,
     projection_of,
     stream_of,
 )
@@ -188,7 +189,7 @@ def keep_pool(model: nn.Module, units: Tensor) -> None:
     pool = pool_of(model)
     if pool is not None:
         take_rows(pool, units)
-        for linear in head_maps(model):
+        for linear in pooled_maps(model):
             take_columns(linear, units)
 
 
@@ -227,11 +228,10 @@ def project_hidden(model: nn.Module, basis: Tensor, reader: Tensor) -> None:
             f"{config.conv_kernel_size}), so hidden_size cannot be cut; leave hidden_size: null"
         )
     size = basis.shape[1]
-    stream, layers, pool = stream_of(model), layers_of(model), pool_of(model)
-    readers = [linear for layer in layers for linear in layer.readers]
+    stream, layers = stream_of(model), layers_of(model)
+    readers = [*(linear for layer in layers for linear in layer.readers), *hidden_maps(model)]
     writers = [*stream.writers, *(linear for layer in layers for linear in (layer.output, layer.falling))]
     norms = [*stream.norms, *(norm for layer in layers for norm in (layer.attention_norm, layer.ffn_norm))]
-    readers += head_maps(model) if pool is None else [pool]
     for linear in readers:
         linear.weight = nn.Parameter(linear.weight @ reader)
         linear.in_features = size

@@ -303,6 +303,18 @@ def head_maps(model: nn.Module) -> tuple[nn.Linear, ...]:
     )
 
 
+def pooled_maps(model: nn.Module) -> tuple[nn.Linear, ...]:
+    """Those of `head_maps` that read the units of the pool; none without a pool."""
+    on_words = getattr(model, "word_classifier", None)
+    return () if pool_of(model) is None else tuple(each for each in head_maps(model) if each is not on_words)
+
+
+def hidden_maps(model: nn.Module) -> tuple[nn.Linear, ...]:
+    """The linear maps of the head that read hidden units: the pool's, those of words; all without a pool."""
+    pool, pooled = pool_of(model), pooled_maps(model)
+    return (*([] if pool is None else [pool]), *(each for each in head_maps(model) if each not in pooled))
+
+
 def _base(model: nn.Module) -> nn.Module:
     return cast(nn.Module, cast(Any, model).base_model)
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pocketlm.models.families import Site, family_of, head_maps, layers_of, pool_of
+from pocketlm.models.families import Site, family_of, layers_of, pool_of, pooled_maps
 from pocketlm.models.load import EVALUATION_BATCH, Classifier
 from pocketlm.tokenization.encode import Encoded
 
@@ -132,7 +132,7 @@ def survey(teacher: Classifier, encoded: Encoded) -> Survey:
     """Run the teacher once over calibration texts and note what its parts do."""
     heads = int(cast(Any, teacher.model).config.num_attention_heads)
     layers = layers_of(teacher.model)
-    last = head_maps(teacher.model) if pool_of(teacher.model) is not None else ()
+    last = pooled_maps(teacher.model)
 
     def moments(value: Tensor) -> Tensor:
         per_head = _by_head(value, heads)

@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
+from pocketlm.data.sample import few
 from pocketlm.errors import RecipeError
 from pocketlm.models.cut import (
     chosen_heads,
@@ -122,9 +122,10 @@ class BuildStudent:
             source = with_new_head(artifact.parts["start_source"], task, max_length)
         shape = self.shape_of(source.model)
         student = self.cut(source, shape, texts)
-        if source is not teacher and self.init == "teacher":
-            few = texts[:HEAD_EXAMPLES]
-            fit_head(student, few, teacher.logits(teacher.encode(few)))
+        # A head on words is left as it is: the first training steps are enough for it.
+        if source is not teacher and self.init == "teacher" and not task.word_outputs:
+            sample = few(texts, HEAD_EXAMPLES)
+            fit_head(student, sample, teacher.logits(teacher.encode(sample)))
         folder = context.folder / "student"
         student.save(folder)
         config = cast(Any, student.model.config)
@@ -249,10 +250,10 @@ def use_of(source: Classifier, texts: Sequence[tuple[str, ...]]) -> Tensor:
 
 
 def calibration(source: Classifier, texts: Sequence[tuple[str, ...]]) -> Encoded:
-    """The first training texts, as many as calibration can afford."""
-    few = texts[:CALIBRATION_EXAMPLES]
-    pieces = np.cumsum(source.encode(few).lengths)
-    return source.encode(few[: max(1, int(np.searchsorted(pieces, CALIBRATION_PIECES, side="right")))])
+    """Training texts from everywhere among them, about as many as calibration can afford."""
+    sample = few(texts, CALIBRATION_EXAMPLES)
+    share = CALIBRATION_PIECES / max(sum(source.encode(sample).lengths), 1)
+    return source.encode(few(sample, max(1, int(share * len(sample)))))
 
 
 def even_layers(count: int, depth: int) -> list[int]:

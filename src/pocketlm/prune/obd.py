@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
-from pocketlm.distill.inner import spread
+from pocketlm.data.sample import spread
 from pocketlm.distill.layers import Distill
 from pocketlm.errors import RecipeError
 from pocketlm.models.load import Classifier, student_of, with_student

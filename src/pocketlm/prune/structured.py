@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from pocketlm.artifact import Artifact, write_json
 from pocketlm.data.examples import load_split
-from pocketlm.distill.inner import spread
+from pocketlm.data.sample import spread
 from pocketlm.distill.layers import Along, Distill
 from pocketlm.errors import RecipeError
 from pocketlm.models.families import layers_of

@@ -21,6 +21,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from pocketlm.artifact import Artifact
+from pocketlm.data.sample import few
 from pocketlm.errors import RecipeError
 from pocketlm.export.graph import session_with, with_nodes
 from pocketlm.quantize.control import Judge, check_tolerance, controlled, feeds_of, named
@@ -205,7 +206,7 @@ class StaticInt8:
         model = onnx.load(source)
         values = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
         train = Judge.of(artifact, "train")
-        seen = observe(model, values, feeds_of(train.opened(source), train.inputs[: self.texts]))
+        seen = observe(model, values, feeds_of(train.opened(source), few(train.inputs, self.texts)))
         rule: dict[Calibration, Callable[[Seen], tuple[float, float]]] = {
             "minmax": minmax,
             "percentile": lambda one: percentile(one, self.percent),

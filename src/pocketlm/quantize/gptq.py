@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
+from pocketlm.data.sample import few
 from pocketlm.errors import RecipeError
 from pocketlm.models.curvature import inverse_factor
 from pocketlm.models.load import Classifier, student_of, with_student
@@ -78,7 +79,7 @@ class Gptq:
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `student`; adds the figure `grid` (bits)."""
         student = student_of(artifact)
-        encoded = student.encode(load_split(artifact.parts["data"], "train").texts[: self.texts])
+        encoded = student.encode(few(load_split(artifact.parts["data"], "train").texts, self.texts))
         layers = large_layers(student.model).values()
         with context.progress.task("round the weights", len(layers)) as advance:
             for module in sorted(layers, key=lambda module: isinstance(module, nn.Linear)):  # tables first
