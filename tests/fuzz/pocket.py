@@ -38,7 +38,7 @@ PARTS = {"pocket.json": json.dumps(INFO).encode(), "tokenizer.json": b"{}", "mod
 VALUES = (
     *("small", 0, 1, -1, 2**31 - 1, 2**31, 2**32, 2**63, 2**64, 10**400, 1.5, float("nan"), float("inf")),
     *(None, True, "", "codes", "float32", "uint8", [], [0], [1, 2], [0.5, float("inf")], [10**400]),
-    *({}, {"a": 1}),
+    *([[[0] * 99] * 9], {}, {"a": 1}),
 )
 
 

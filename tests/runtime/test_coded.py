@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import shutil
@@ -99,8 +100,13 @@ def index_of(content: bytes) -> tuple[dict[str, Any], bytes]:
         (lambda index: index["tensors"].pop(), "left over"),
         (lambda index: index["parts"].pop(), "its weights are not those that were written"),
         (lambda index: index["parts"][1].update(name="other"), "holds no pocket: 'tokenizer.json'"),
-        (lambda index: index["tensors"][0].update(type="float32", values=[1.0]), "as many values as counts"),
+        (lambda index: index["tensors"][0].update(type="float32", values=[1.0]), "as many numbers as counts"),
         (lambda index: index["tensors"][0].update(type="float32"), "'values'"),
+        (
+            lambda index: index["tensors"][0].update(type="float32", counts=[1], values=[[0] * 99]),
+            "as many numbers as counts",
+        ),
+        (lambda index: index.update(more="x" * 5_000_000), "a part of it is longer than"),
         (lambda index: index["parts"][0].update(size=3), "longer than 3 bytes"),
         (lambda index: index["parts"][0].update(bytes=10**9), "it is cut short"),
         (lambda index: index.pop("sha256"), "'sha256'"),
@@ -116,6 +122,41 @@ def test_no_number_of_the_index_is_trusted(file: Path, tmp_path: Path, change: A
     with pytest.raises(PocketError) as error:
         read_coded(path)
     assert told in str(error.value)
+
+
+def with_parts(parts: list[bytes]) -> bytes:
+    index = {
+        "format": coded.FORMAT,
+        "sha256": hashlib.sha256(b"").hexdigest(),
+        "parts": [
+            {"name": str(place), "bytes": len(part), "size": 1 << 40} for place, part in enumerate(parts)
+        ],
+        "tensors": [],
+    }
+    head = lzma.compress(json.dumps(index).encode())
+    return b"".join([coded.MAGIC, struct.pack("<I", len(head)), head, *parts])
+
+
+def test_what_all_parts_come_to_is_bounded_and_so_is_what_unpacking_takes(tmp_path: Path) -> None:
+    path = tmp_path / "model.pocket"
+    path.write_bytes(with_parts([lzma.compress(bytes(50_000))] * 40))
+    with pytest.raises(PocketError, match="a part of it is longer than"):
+        read_coded(path)
+    # A dictionary of 1 GB, of which nothing is used.
+    greedy = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 30}]
+    part = lzma.compress(b"x" * 100, filters=greedy)
+    path.write_bytes(with_parts([part]))
+    with pytest.raises(PocketError, match=r"[Mm]emory"):
+        read_coded(path)
+
+
+def test_an_index_that_no_reader_takes_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coded, "MOST_INDEX", 300)
+    with pytest.raises(ValueError, match="9 tensors need an index of"):
+        write_coded(tmp_path / "file", {}, {str(name): np.zeros(3, np.int8) for name in range(9)})
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_one_file_says_what_the_folder_says(made: Made, tmp_path: Path) -> None:

@@ -82,11 +82,23 @@ def test_every_file_of_the_pocket_goes_and_nothing_else(hub: Hub, made: Made, tm
     pocket = tmp_path / "reviews"
     shutil.copytree(made.pocket, pocket)
     (pocket / "notes.txt").write_text("mine")
+    (pocket / "README.md").write_text("a card with a word of mine")
     assert push(pocket, "org/reviews") == "http://127.0.0.1/org/reviews/commit/1"
-    assert hub.files == {path.name: path.read_bytes() for path in made.pocket.iterdir()}
+    assert hub.files == {path.name: (pocket / path.name).read_bytes() for path in made.pocket.iterdir()}
     assert hub.created[0]["name"] == "reviews" and hub.created[0]["organization"] == "org"
     push(pocket, "org/reviews", private=True)
     assert hub.created[-1]["visibility"] == "private"
+
+
+def test_a_name_in_the_list_is_a_name_and_no_pattern(hub: Hub, made: Made, tmp_path: Path) -> None:
+    pocket = tmp_path / "reviews"
+    shutil.copytree(made.pocket, pocket)
+    info = json.loads((pocket / "pocket.json").read_text())
+    info["files"]["*"] = {"sha256": "0" * 64, "size_bytes": 1}
+    (pocket / "pocket.json").write_text(json.dumps(info))
+    (pocket / "secret.txt").write_text("mine")
+    push(pocket, "org/reviews")
+    assert "model.onnx" in hub.files and "secret.txt" not in hub.files
 
 
 def test_the_command_prints_the_address(hub: Hub, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,9 +126,10 @@ def test_what_cannot_be_pushed_is_told_before_anything_is_sent(
         push(tmp_path, "org/reviews")
     pocket = tmp_path / "broken"
     shutil.copytree(made.pocket, pocket)
-    (pocket / "model.onnx").write_bytes(b"")
-    with pytest.raises(PocketError, match="cut short"):
-        push(pocket, "org/reviews")
+    for name in ("model.safetensors", "model.onnx"):
+        (pocket / name).write_bytes(b"")
+        with pytest.raises(PocketError, match=rf"{name} has 0 bytes .* cut short"):
+            push(pocket, "org/reviews")
     assert not hub.created and not hub.files
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SourceError, match="gave no answer"):

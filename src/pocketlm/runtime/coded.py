@@ -39,7 +39,10 @@ PARTS = ("pocket.json", "tokenizer.json", "model.onnx")
 TYPES = ("int8", "uint8", "float32")
 MOST_VALUES = 256
 MOST_EXPANDED = 64
-"""A file of n bytes holds at most so many times n numbers: a tensor of zeros alone could be of any size."""
+"""All parts and tensors of a file of n bytes have at most so many times n bytes and numbers together."""
+MOST_INDEX = 4 * 2**20
+MOST_LZMA = 128 * 2**20
+"""Memory that unpacking a part may take besides what comes out; `write_coded` makes parts that take half."""
 MEND = "copy the file again, or make it again with: pocketlm shrink"
 
 _coder = cast(Any, constriction).stream
@@ -123,6 +126,9 @@ def write_coded(path: Path, parts: Mapping[str, bytes], tensors: Mapping[str, np
         path: Where.
         parts: Bytes by name; of a pocket, `PARTS`.
         tensors: See `encode`; of a pocket, by the names that the graph gives them as external data.
+
+    Raises:
+        ValueError: see `encode`; or there are more tensors than a file has room for.
     """
     preset = 9 | lzma.PRESET_EXTREME
     packed = {name: lzma.compress(part, preset=preset) for name, part in parts.items()}
@@ -136,7 +142,10 @@ def write_coded(path: Path, parts: Mapping[str, bytes], tensors: Mapping[str, np
         ],
         "tensors": [{"name": name, **entry} for name, (entry, _) in coded.items()],
     }
-    head = lzma.compress(json.dumps(index, separators=(",", ":")).encode())
+    said = json.dumps(index, separators=(",", ":")).encode()
+    if len(said) > MOST_INDEX:
+        raise ValueError(f"{len(tensors)} tensors need an index of {len(said)} bytes; allowed: {MOST_INDEX}")
+    head = lzma.compress(said)
     path.write_bytes(b"".join([MAGIC, struct.pack("<I", len(head)), head, *packed.values(), words]))
 
 
@@ -169,26 +178,29 @@ def read_parts(path: Path) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
         raise PocketError(f"cannot read {path}: {error.strerror}; {MEND}") from error
     try:
         return _parsed(content)
-    except (ValueError, TypeError, LookupError, OverflowError, RecursionError, lzma.LZMAError) as error:
+    except (
+        *(ValueError, TypeError, LookupError, OverflowError, RecursionError),
+        *(MemoryError, lzma.LZMAError),
+    ) as error:
         raise PocketError(f"{path} is no pocket that this pocketlm can read: {error}; {MEND}") from error
 
 
 def _parsed(content: bytes) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
     if content[:8] != MAGIC or len(content) < 12:
         raise ValueError("it does not begin as one")
-    most = MOST_EXPANDED * len(content)
+    left = MOST_EXPANDED * len(content)
     place = 12 + struct.unpack("<I", content[8:12])[0]
-    index = json.loads(_unpacked(content, 12, place, most))
+    index = json.loads(_unpacked(content, 12, place, min(left, MOST_INDEX)))
     if index["format"] != FORMAT:
         raise ValueError(f"it has format {index['format']!r}, and known is {FORMAT}; upgrade pocketlm")
     parts: dict[str, bytes] = {}
     for part in index["parts"]:
         end = place + _count(part["bytes"])
-        parts[part["name"]] = _unpacked(content, place, end, min(most, _count(part["size"])))
-        place = end
+        found = _unpacked(content, place, end, min(left, _count(part["size"])))
+        parts[str(part["name"])], place, left = found, end, left - len(found)
     entries: Sequence[Mapping[str, Any]] = index["tensors"]
-    if sum(_size(entry) for entry in entries) > most:
-        raise ValueError(f"its tensors would take more than {MOST_EXPANDED} times its size")
+    if sum(_size(entry) for entry in entries) > left:
+        raise ValueError(f"its parts and tensors would take more than {MOST_EXPANDED} times its size")
     if hashlib.sha256(content[place:]).hexdigest() != index["sha256"]:
         raise ValueError("its weights are not those that were written")
     words = np.frombuffer(content[place:], dtype="<u4").astype(np.uint32)
@@ -206,7 +218,7 @@ def _parsed(content: bytes) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
 def _unpacked(content: bytes, start: int, end: int, most: int) -> bytes:
     if end > len(content):
         raise ValueError("it is cut short")
-    unpacker = lzma.LZMADecompressor(format=lzma.FORMAT_XZ)
+    unpacker = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=MOST_LZMA)
     found = unpacker.decompress(content[start:end], max_length=most)
     if not unpacker.eof:
         raise ValueError(f"a part of it is longer than {most} bytes, or cut short")
@@ -225,8 +237,10 @@ def _size(entry: Mapping[str, Any]) -> int:
     if entry["type"] not in TYPES or not 0 < len(counts) <= MOST_VALUES or not sum(map(_count, counts)):
         raise ValueError(f"the tensor {entry['name']!r:.40} is none")
     if entry["type"] == "float32":
-        if len(np.asarray(entry["values"], dtype=np.float32)) != len(counts):
-            raise ValueError(f"the tensor {entry['name']!r:.40} has not as many values as counts")
+        values = entry["values"]
+        flat = isinstance(values, list) and {*map(type, cast(list[Any], values))} <= {int, float}
+        if not flat or len(values) != len(counts):
+            raise ValueError(f"the tensor {entry['name']!r:.40} has not as many numbers as counts")
         return math.prod(map(_count, shape))
     low = np.iinfo(entry["type"]).min
     if type(entry["first"]) is not int or not low <= entry["first"] <= low + 256 - len(counts):

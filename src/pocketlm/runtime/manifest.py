@@ -11,7 +11,7 @@ from pocketlm.errors import PocketError
 from pocketlm.tasks.task import Task
 
 FORMAT = 1
-MODEL, TOKENIZER, MANIFEST = "model.onnx", "tokenizer.json", "pocket.json"
+MODEL, TOKENIZER, MANIFEST, CARD = "model.onnx", "tokenizer.json", "pocket.json", "README.md"
 MEND = "copy the whole folder again, or make it again with: pocketlm shrink"
 
 
@@ -46,7 +46,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def check_files(info: dict[str, Any], folder: Path, verify: bool) -> None:
+def check_files(info: dict[str, Any], folder: Path, verify: bool, others: bool = False) -> None:
     """Compare model and tokenizer with their entries in `pocket.json`.
 
     Other files of a pocket (weights, report) may be left behind: the runtime does not read them.
@@ -55,13 +55,15 @@ def check_files(info: dict[str, Any], folder: Path, verify: bool) -> None:
         info: See `read_info`.
         folder: The pocket.
         verify: Compare the checksums, too, not the sizes alone.
+        others: Look at the other files, too, where they are there; not at the card, which may be edited.
 
     Raises:
         PocketError: an entry is broken, or a file is missing or not the one that was listed.
     """
     files = _listed_files(info, folder)
-    for name in (MODEL, TOKENIZER):
-        _check_file(folder / name, files[name], verify)
+    for name, entry in files.items():
+        if name in (MODEL, TOKENIZER) or (others and name != CARD and (folder / name).exists()):
+            _check_file(folder / name, entry, verify)
 
 
 def described(info: dict[str, Any]) -> tuple[str, Task, int]:

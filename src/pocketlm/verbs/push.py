@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def push(pocket: Path, repo: str, *, private: bool = False, revision: str | None
         raise MissingExtraError("huggingface_hub", "compress") from error
 
     info = read_info(pocket)
-    check_files(info, pocket, verify=True)
+    check_files(info, pocket, verify=True, others=True)
     api: Any = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
     try:
         api.create_repo(repo, private=private or None, exist_ok=True)
@@ -54,7 +55,7 @@ def push(pocket: Path, repo: str, *, private: bool = False, revision: str | None
             folder_path=pocket,
             revision=revision,
             commit_message=f"Upload the pocket {info.get('name', pocket.name)}",
-            allow_patterns=[*info["files"], "pocket.json"],
+            allow_patterns=[glob.escape(name) for name in (*info["files"], "pocket.json")],
         )
     except HFValidationError as error:
         raise InputError(f"{repo!r} is not a name on the Hub; give ORG/NAME") from error
