@@ -65,6 +65,11 @@ def test_the_label_column_of_a_table_is_not_looked_at(tmp_path: Path) -> None:
     assert read_unlabeled(path, ["text"]) == [("one",), ("two",)]
 
 
+def test_tokens_are_joined_as_those_of_the_training_data_are(tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text('{"tokens": ["book", "a", "table"]}\n{"tokens": "play a song"}\n')
+    assert read_unlabeled(tmp_path / "more.jsonl", ["tokens"]) == [("book a table",), ("play a song",)]
+
+
 def test_a_table_of_texts_alone_may_name_them_as_it_likes(tmp_path: Path) -> None:
     path = tmp_path / "raw.jsonl"
     path.write_text('{"line": "one"}\n{"line": null}\n')

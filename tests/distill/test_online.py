@@ -95,7 +95,8 @@ def test_no_text_of_valid_or_test_is_taken(tmp_path: Path) -> None:
     held = [load_split(artifact.parts["data"], name).texts[0][0] for name in ("valid", "test")]
     corpus = tmp_path / "corpus.txt"
     artifact = artifact.with_part("corpus_source", corpus)
-    corpus.write_text("\n".join([*held, "something of its own"]), encoding="utf-8")
+    written = [held[0], f"  {held[1].upper()} ", "something of its own"]
+    corpus.write_text("\n".join(written), encoding="utf-8")
     assert load_corpus(artifact) == [("something of its own",)]
     corpus.write_text("\n".join(held), encoding="utf-8")
     with pytest.raises(DataError, match=r"corpus\.txt: no text that is not in valid or test"):

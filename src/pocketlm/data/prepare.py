@@ -21,7 +21,7 @@ from pocketlm.data.examples import Examples, save_texts
 from pocketlm.data.folder import find_splits, read_split
 from pocketlm.data.read import Row, Table, Value
 from pocketlm.data.split import check_fraction, cut, sample
-from pocketlm.data.unlabeled import new_texts, read_unlabeled
+from pocketlm.data.unlabeled import new_texts, normalised, read_unlabeled
 from pocketlm.data.word_labels import items, joined, read_answer, read_tags
 from pocketlm.errors import DataError, RecipeError, storage_errors
 from pocketlm.progress import Progress
@@ -343,5 +343,5 @@ def _say_dropped(dropped: Mapping[str, Mapping[str, int]], progress: Progress) -
 
 
 def _overlap(examples: Examples, train: Examples) -> int:
-    seen = set(train.texts)
-    return sum(texts in seen for texts in examples.texts)
+    seen = {normalised(texts) for texts in train.texts}
+    return sum(normalised(texts) in seen for texts in examples.texts)

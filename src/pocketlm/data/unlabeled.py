@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pocketlm.data.read import ALLOWED, read_lines, read_table, table_format
+from pocketlm.data.read import ALLOWED, Value, read_lines, read_table, table_format
+from pocketlm.data.word_labels import items, json_value
 from pocketlm.errors import DataError
 from pocketlm.sources.local import data_files
 
@@ -54,7 +55,12 @@ def _of_table(path: Path, columns: Sequence[str]) -> list[Texts]:
             f"found: {', '.join(table.columns)}; rename the column, or give a text file with a text a line "
             f"(any suffix but {ALLOWED})"
         )
-    return [tuple("" if row[name] is None else str(row[name]) for name in names) for row in table.rows]
+    return [tuple(_text(row[name]) for name in names) for row in table.rows]
+
+
+def _text(cell: Value) -> str:
+    """A cell as it is, or its tokens joined as those of the training data are."""
+    return " ".join(items(cell)) if isinstance(json_value(cell), list) else "" if cell is None else str(cell)
 
 
 def _pair(path: Path, number: int, line: str) -> Texts:

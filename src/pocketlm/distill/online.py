@@ -17,6 +17,7 @@ from pocketlm.artifact import Artifact
 from pocketlm.data.batches import pad
 from pocketlm.data.examples import load_pool, load_split
 from pocketlm.data.read import read_table, table_format
+from pocketlm.data.unlabeled import normalised
 from pocketlm.distill.pairs import Said
 from pocketlm.distill.states import width_of
 from pocketlm.errors import DataError
@@ -69,7 +70,7 @@ class Online:
 def load_corpus(artifact: Artifact) -> list[tuple[str, ...]]:
     """Texts for general distillation: those of the recipe's `data.corpus`, else the pool's.
 
-    A text that valid or test hold too is left out.
+    A text that valid or test hold too is left out, whatever its case and white space.
 
     Raises:
         DataError: the corpus is of no kind that is read here, or nothing is left of it.
@@ -78,12 +79,12 @@ def load_corpus(artifact: Artifact) -> list[tuple[str, ...]]:
     if source is None:
         return load_pool(artifact).texts
     kept_apart = {
-        text
+        normalised((text,))
         for split in ("valid", "test")
         for texts in load_split(artifact.parts["data"], split).texts
         for text in texts
     }
-    texts = [(text,) for text in corpus_texts(source) if text not in kept_apart]
+    texts = [(text,) for text in corpus_texts(source) if normalised((text,)) not in kept_apart]
     if not texts:
         raise DataError(f"{source.name}: no text that is not in valid or test; give a corpus of its own")
     return texts
