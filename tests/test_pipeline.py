@@ -143,10 +143,16 @@ def test_data_that_moved_is_read_where_it_is_now(tiny: Tiny, tmp_path: Path) -> 
     assert sum(artifact.figures["rows"].values()) == 400
 
 
-def test_only_a_timed_stage_belongs_to_a_number_of_threads(tiny: Tiny, tmp_path: Path) -> None:
+def test_only_a_timed_stage_belongs_to_threads_and_a_processor(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stages = (Step("a"), Timed("t"))
     run(recipe_of(tiny, *stages), tmp_path, threads=1)
     calls.clear()
+    run(recipe_of(tiny, *stages), tmp_path, threads=2)
+    assert calls == ["t"]
+    calls.clear()
+    monkeypatch.setattr(pipeline, "machine", lambda: {"cpu": "another", "isa": []})
     run(recipe_of(tiny, *stages), tmp_path, threads=2)
     assert calls == ["t"]
 

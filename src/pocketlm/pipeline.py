@@ -29,6 +29,7 @@ from pocketlm.artifact import Artifact, write_json
 from pocketlm.errors import storage_errors
 from pocketlm.measure.energy import Meter
 from pocketlm.measure.ledger import Cost
+from pocketlm.measure.machine import machine
 from pocketlm.progress import Progress, Quiet
 from pocketlm.recipe import STAGE_NAMES, Recipe
 from pocketlm.sources import Kind, resolve
@@ -127,7 +128,8 @@ def step(stage: Stage, artifact: Artifact, cache_dir: Path, progress: Progress, 
     """The artifact after `stage`: from the cache, or by running it."""
     causes = [artifact.digest, repr(stage), code_digest(type(stage).__module__)]
     if getattr(stage, "timed", False):
-        causes.append(f"threads={threads}")
+        about = machine()
+        causes.append(f"threads={threads}, {about['cpu']}, {about['isa']}")
     digest = _digest("\n".join(causes))
     folder = results_folder(cache_dir) / digest
     done = folder / "artifact.json"

@@ -34,7 +34,7 @@ class Stage(Protocol):
     under the hash of its inputs, its fields and its code. It writes only below `context.folder`,
     and may find there what an earlier, killed run of itself left. A stage that trains sets
     `distributed` to True: under `accelerate launch` every process runs it. One that measures speed sets
-    `timed` to True: its result belongs to a number of threads.
+    `timed` to True: its result belongs to a number of threads and a processor.
     """
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:

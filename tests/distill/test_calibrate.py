@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,13 @@ def test_the_student_comes_nearer_by_its_biases_alone(tmp_path: Path, task: Task
     )
     changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
     assert len(changed) == 1 and changed[0].endswith("bias")
+
+
+def test_a_student_needs_no_training_to_be_calibrated(tmp_path: Path) -> None:
+    artifact = taught(tmp_path, SINGLE)
+    figures = {name: value for name, value in artifact.figures.items() if name != "distil"}
+    done = Calibrate()(replace(artifact, figures=figures), Context(tmp_path / "out", tmp_path / "out"))
+    assert set(done.figures["distil"]) == {"valid_score"}
 
 
 def test_what_is_told_is_the_distance_on_valid(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pocketlm.tasks.task import Task
 from pocketlm.tokenization.mixed import segment
 from tests.distill.test_projections import TEXTS, WORDPIECE, both
 from tests.models.test_masked_lm import masked_lm
-from tests.tiny_models import MAX_LENGTH, PAIR, SINGLE, VALUE, classifier, prepared
+from tests.tiny_models import JOINT, MAX_LENGTH, PAIR, SINGLE, VALUE, classifier, prepared
 
 QUICK = Subwords(vocabulary=140, hidden_size=16, steps=3, batch_size=4, precision="fp32")
 
@@ -142,6 +142,18 @@ def test_a_width_that_does_not_divide_is_refused(tmp_path: Path) -> None:
         RecipeError, match="hidden_size=18 does not divide by the teacher's 4 heads; try 16 or 20"
     ):
         stage(ready(tmp_path), context(tmp_path / "run"))
+
+
+def test_a_task_on_words_is_refused_before_any_training(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"for whole texts, and the task \(joint\) is on words"):
+        QUICK(ready(tmp_path, JOINT), context(tmp_path / "run"))
+
+
+def test_embeddings_of_another_width_are_refused(tmp_path: Path) -> None:
+    ready_one = ready(tmp_path)
+    classifier("electra", layers=2, embedding_size=16).save(tmp_path / "teacher")
+    with pytest.raises(TeacherError, match="embeddings are 16 wide and its hidden states 32"):
+        QUICK(ready_one, context(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "distilbert"])

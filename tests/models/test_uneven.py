@@ -13,7 +13,10 @@ from pocketlm.errors import TeacherError
 from pocketlm.export.onnx import export, largest_difference
 from pocketlm.models.families import layers_of
 from pocketlm.models.load import Classifier, parameters_of
+from pocketlm.models.student import BuildStudent
 from pocketlm.models.uneven import LIKE_BERT, cut_layers, is_uneven
+from pocketlm.prune.masks import prunable
+from pocketlm.stage import Context
 from tests.tiny_models import (
     HEADS,
     JOINT,
@@ -25,6 +28,7 @@ from tests.tiny_models import (
     Architecture,
     classifier,
     examples_of,
+    prepared,
 )
 
 CUTTABLE: tuple[Architecture, ...] = ("bert", "roberta", "electra", "mpnet")
@@ -95,6 +99,22 @@ def test_weights_that_do_not_fit_the_shapes_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(values))
     with pytest.raises(TeacherError, match=r"do not fit the shapes in its config\.json"):
         Classifier.load(tmp_path / "small", SINGLE, MAX_LENGTH)
+
+
+@pytest.mark.parametrize("architecture", CUTTABLE)
+def test_its_weights_may_be_masked_and_nothing_more_be_cut(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    small = uneven(architecture)
+    maps = prunable(small.model)
+    assert 0 < sum(weight.numel() for weight in maps.values()) < parameters_of(small.model)
+    assert sum(
+        len(weight) for name, weight in maps.items() if name.endswith("intermediate.dense.weight")
+    ) == sum(map(len, KEPT_NEURONS))
+    small.save(tmp_path / "small")
+    artifact = prepared(tmp_path, SINGLE).with_part("teacher", tmp_path / "small")
+    with pytest.raises(TeacherError, match="not cut again: start from the whole model"):
+        BuildStudent(vocabulary=None)(artifact, Context(tmp_path, tmp_path))
 
 
 def test_a_family_with_other_layers_is_refused() -> None:

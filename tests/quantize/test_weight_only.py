@@ -156,6 +156,15 @@ def test_three_bits_take_the_room_of_four_until_they_are_packed(
     assert three.figures["quantization"]["bits"] == 3
 
 
+def test_a_group_that_fits_no_product_is_told(
+    exported: Artifact, four_bits: Artifact, tmp_path: Path
+) -> None:
+    done = four_bits.figures["quantization"]
+    assert done["products"] == 10 and done["products_in_groups"] == 10
+    with pytest.raises(RecipeError, match=r"group=256 does not divide .* \\(64, 128\\); try 16 or 32 or 64"):
+        WeightOnly(group=256)(exported, Context(tmp_path, tmp_path))
+
+
 @pytest.mark.parametrize("fields", [{"group": 20}, {"tolerance": -0.1}])
 def test_what_is_out_of_range_is_told(fields: dict[str, int]) -> None:
     with pytest.raises(RecipeError, match=r"allowed|one of 16"):

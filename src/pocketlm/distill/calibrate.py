@@ -98,7 +98,7 @@ class Calibrate:
             student,
             context,
             calibration={"before": before, "after": after},
-            distil={**artifact.figures["distil"], "valid_score": score},
+            distil={**artifact.figures.get("distil", {}), "valid_score": score},
         )
 
 

@@ -101,10 +101,16 @@ class Subwords:
         """Adds the parts `student` and `untrained_student`, the student's shape and the figure `subwords`.
 
         Raises:
-            RecipeError: the width does not divide by the teacher's heads.
-            TeacherError: the teacher is not of the BERT family, or its tokenizer is not WordPiece.
+            RecipeError: the width does not divide by the teacher's heads, or the task is on words.
+            TeacherError: the teacher is not of the BERT family, its tokenizer is not WordPiece, or its
+                embeddings are of another width than its hidden states.
         """
         task, max_length = artifact.task, artifact.figures["max_length"]
+        if task.word_outputs:
+            raise RecipeError(
+                f"subwords makes students for whole texts, and the task ({task.kind}) is on words; "
+                "use the stages student, teacher_outputs and distill instead"
+            )
         texts = load_pool(artifact).texts
         torch.manual_seed(self.seed)
         teacher, _ = load_masked_lm(artifact.parts["teacher_source"], max_length)
@@ -114,6 +120,13 @@ class Subwords:
             raise TeacherError(
                 f"the teacher's tokenizer is of type {kind}; words are mixed in the manner "
                 "of WordPiece only; use the student and distill stages instead"
+            )
+        config = cast(Any, teacher.model.config)
+        if getattr(config, "embedding_size", config.hidden_size) != config.hidden_size:
+            raise TeacherError(
+                f"the teacher's embeddings are {config.embedding_size} wide and its hidden states "
+                f"{config.hidden_size}, and the projections want one width; use the student and distill "
+                "stages instead"
             )
         tokenizer = learn(teacher.tokenizer, texts, self.vocabulary)
         student = build_student(teacher, tokenizer, self.hidden_size, texts)

@@ -46,6 +46,7 @@ from pocketlm.models.load import Classifier, parameters_of, set_dropout, with_ne
 from pocketlm.models.pieces import embed_pieces, keep_pieces, keep_positions, set_pieces
 from pocketlm.models.refit import fit_head, refit
 from pocketlm.models.saliency import Survey, flat_survey, principal_directions, salient_units, survey
+from pocketlm.models.uneven import check_even
 from pocketlm.stage import Context
 from pocketlm.tokenization.encode import Encoded
 from pocketlm.tokenization.learn import learn
@@ -111,7 +112,7 @@ class BuildStudent:
 
         Raises:
             RecipeError: the teacher has fewer layers, neurons, heads or hidden units than asked for.
-            TeacherError: the teacher is not of the BERT family.
+            TeacherError: the teacher is not of the BERT family, or its layers are uneven.
         """
         task, max_length = artifact.task, artifact.figures["max_length"]
         teacher = Classifier.load(artifact.master, task, max_length)
@@ -120,6 +121,7 @@ class BuildStudent:
         source = teacher
         if "start_source" in artifact.parts and "assistant" not in artifact.parts:
             source = with_new_head(artifact.parts["start_source"], task, max_length)
+        check_even(source.model)
         shape = self.shape_of(source.model)
         student = self.cut(source, shape, texts)
         # A head on words is left as it is: the first training steps are enough for it.

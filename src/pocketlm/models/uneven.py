@@ -134,6 +134,19 @@ def is_uneven(config: Any) -> bool:
     return bool(getattr(config, FIELD, None))
 
 
+def check_even(model: nn.Module) -> None:
+    """Refuse a model of uneven layers, of which nothing more can be cut.
+
+    Raises:
+        TeacherError: the model has such layers.
+    """
+    if is_uneven(cast(Any, model).config):
+        raise TeacherError(
+            "the layers of this model have shapes of their own, as structured pruning leaves them; it can be "
+            "trained, masked, quantized and exported, but not cut again: start from the whole model"
+        )
+
+
 def cut_as_saved(model: nn.Module) -> None:
     """Give a model that was just built whole the shapes that its config carries, in place."""
     shapes: Sequence[Mapping[str, Any]] = getattr(cast(Any, model).config, FIELD)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pocketlm.errors import RecipeError, storage_errors
-from pocketlm.models.families import FAMILIES, layers_of, pool_of
+from pocketlm.models.families import FAMILIES, encoder_layers, layers_of, pool_of
 
 Masks = dict[str, Tensor]
 """bool, of the shape of the weight of that name."""
@@ -41,10 +41,9 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     if isinstance(model, PreTrainedModel) and model.config.model_type in FAMILIES:
         pool = pool_of(model)
-        maps = [
-            linear for layer in layers_of(model) for linear in (*layer.readers, layer.output, layer.falling)
-        ]
-        chosen = {id(linear.weight) for linear in (*maps, *([] if pool is None else [pool]))}
+        inside = [module for layer in encoder_layers(model) for module in layer.modules()]
+        maps = [module for module in (*inside, pool) if isinstance(module, nn.Linear)]
+        chosen = {id(linear.weight) for linear in maps}
     else:
         body = cast(nn.Module, getattr(model, "base_model", model))
         chosen = {id(module.weight) for module in body.modules() if isinstance(module, MAPS)}

@@ -31,7 +31,7 @@ from pocketlm.distill.layers import Along, Distill
 from pocketlm.errors import RecipeError
 from pocketlm.models.families import layers_of
 from pocketlm.models.load import Classifier, parameters_of, student_of, with_student
-from pocketlm.models.uneven import cut_layers
+from pocketlm.models.uneven import check_even, cut_layers
 from pocketlm.prune.costs import Costs, check_budget, count_bytes, measure_latency
 from pocketlm.prune.gates import Gates, HardConcrete, OpenGates, gated, shape_of
 from pocketlm.prune.magnitude import LOGITS
@@ -96,6 +96,7 @@ class Structured:
             TeacherError: the layers of this family cannot be cut one by one.
         """
         student = student_of(artifact)
+        check_even(student.model)
         before, budgets = parameters_of(student.model), self.budgets(student, artifact, context)
         if self.learned:
             curves, (heads, neurons) = self.learn(student, artifact, context, budgets)

@@ -165,11 +165,22 @@ class WeightOnly:
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `onnx`; adds the figure `quantization`, see `QuantizeInt8`.
 
+        Products whose inputs are no multiple of the group stay in float32: the figure counts those that fit.
+
         Raises:
-            RecipeError: `keep` names a product that the graph does not have.
+            RecipeError: `keep` names a product that the graph does not have, or the group fits no product.
         """
         path = context.folder / "model.onnx"
         source, products = named(artifact, context.folder, self.keep)
+        inputs = [len(weight) for weight in weights_of(onnx.load(source).graph, self.keep).values()]
+        fitting = sum(size % self.group == 0 for size in inputs)
+        if inputs and not fitting:
+            fit = [group for group in GROUPS if any(size % group == 0 for size in inputs)]
+            raise RecipeError(
+                f"group={self.group} does not divide the inputs of any product "
+                f"({', '.join(map(str, sorted({*inputs})))}); "
+                + (f"try {' or '.join(map(str, fit))}" if fit else "no group does: leave weight_only out")
+            )
 
         def make(path: Path, floats: Sequence[str]) -> None:
             model = onnx.load(source)
@@ -183,5 +194,8 @@ class WeightOnly:
         found = controlled(source, path, make, products, artifact, self.tolerance)
         source.unlink()
         return artifact.with_part("onnx", path).with_figures(
-            quantization={"bits": self.bits, "compute": "weights only", "group": self.group, **found}
+            quantization={
+                **{"bits": self.bits, "compute": "weights only", "group": self.group},
+                **{"products": len(inputs), "products_in_groups": fitting, **found},
+            }
         )
