@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pocketlm.errors import RecipeError
+from pocketlm.models.families import pool_of
 from pocketlm.models.lora import add_lora, encoder_maps, merge_lora
 from tests.tiny_models import ARCHITECTURES, Architecture, classifier, examples_of
 
@@ -16,7 +17,9 @@ def test_adding_changes_nothing_and_merging_keeps_what_was_learned(architecture:
     add_lora(made.model, 3)
     assert (made.logits(encoded) == before).all()
     learned = [name for name, parameter in made.model.named_parameters() if parameter.requires_grad]
-    assert all(name.endswith((".A", ".B")) or "classifier" in name for name in learned)
+    assert all(name.endswith((".A", ".B")) or "classifier" in name or "pooler" in name for name in learned)
+    pool = pool_of(made.model)
+    assert pool is None or pool.weight.requires_grad  # a checkpoint may have come without one
     for module in encoder_maps(made.model):
         torch.nn.init.normal_(module.parametrizations.weight[0].B)
     after = made.logits(encoded)

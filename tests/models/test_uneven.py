@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pocketlm.distill.states import attention_of
 from pocketlm.errors import TeacherError
 from pocketlm.export.onnx import export, largest_difference
 from pocketlm.models.families import layers_of
@@ -115,6 +116,11 @@ def test_its_weights_may_be_masked_and_nothing_more_be_cut(
     artifact = prepared(tmp_path, SINGLE).with_part("teacher", tmp_path / "small")
     with pytest.raises(TeacherError, match="not cut again: start from the whole model"):
         BuildStudent(vocabulary=None)(artifact, Context(tmp_path, tmp_path))
+
+
+def test_its_attention_is_not_compared() -> None:
+    with pytest.raises(TeacherError, match="leave attention and relations out of the loss"):
+        attention_of(uneven("bert").model, 0)
 
 
 def test_a_family_with_other_layers_is_refused() -> None:

@@ -70,7 +70,7 @@ def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Squared distance of hidden states relative to the teacher's length, mean over unmasked positions.
+    """Squared distance of hidden states over the teacher's squares, both summed over unmasked positions.
 
     TinyBERT (Jiao et al. 2020, https://arxiv.org/abs/1909.10351), eq. 8, over the teacher's own squared
     norm: 0 where they agree, 1 for a student that says nothing, whatever the scale of the layer.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pocketlm.errors import RecipeError, TeacherError
 from pocketlm.models.families import FAMILIES
+from pocketlm.models.uneven import is_uneven
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ def attention_of(model: nn.Module, layer: int) -> Attention:
         raise TeacherError(
             f"the attention of a model of type {kind!r} is not known; use one of {', '.join(FAMILIES)}, "
             "or leave attention and relations out of the loss"
+        )
+    if is_uneven(network.config):
+        raise TeacherError(
+            "the layers of this model have heads of their own number, as structured pruning leaves them, so "
+            "its attention cannot be compared; leave attention and relations out of the loss"
         )
     base = network.base_model
     block = _albert_layer(network, layer) if family.shared else base.get_submodule(family.stack)[layer]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pocketlm.errors import RecipeError
+from pocketlm.models.families import pool_of
 
 ALPHA_BY_RANK = 2.0
 
@@ -61,10 +62,15 @@ def encoder_maps(model: nn.Module) -> list[nn.Linear]:
 def add_lora(model: nn.Module, rank: int) -> None:
     """Fix the encoder's weights and give every linear map of its layers a low-rank change, in place.
 
+    A pooler is learned whole, as the rest of the head is: many checkpoints come without one.
+
     Raises:
         RecipeError: the rank is too large.
     """
     cast(nn.Module, getattr(model, "base_model", model)).requires_grad_(False)
+    pool = pool_of(model)
+    if pool is not None:
+        pool.requires_grad_(True)
     for module in encoder_maps(model):
         parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))
 
