@@ -42,8 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipes = {task: recipe(task, Path(folder)) for task in given.tasks}
         corpus = None if given.no_corpus else str(data_folder() / CORPUS)
-        study = described(tickets(recipes, PLAN, corpus=corpus, out=Path(folder) / "study", progress=Bars()))
-    known = {identity(line) for line in recorded("tickets")}
+        for task, own in recipes.items():  # what is known of one task is kept before the next one is begun
+            add(tickets({task: own}, PLAN, out=Path(folder) / task, progress=Bars()))
+        add(tickets(recipes, PLAN, corpus=corpus, out=Path(folder) / "all", progress=Bars()))
+
+
+def add(folder: Path) -> None:
+    """Append the trainings of a study that are not in the results yet."""
+    study, known = described(folder), {identity(line) for line in recorded("tickets")}
     fresh = [line for line in lines(study) if identity(line) not in known]
     append("tickets", fresh)
     print(f"{len(fresh)} trainings added to tickets.jsonl; all of them took {study['minutes']:.0f} minutes")

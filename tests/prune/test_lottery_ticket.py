@@ -139,14 +139,14 @@ def searched(task: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifa
 def test_a_search_leaves_masks_of_every_kind(searched: Artifact) -> None:
     assert searched.figures["sparsities"] == [0.3, 0.6, 0.9]
     folder = searched.parts["tickets"]
-    masks = {kind: load_masks(masks_path(folder / kind, 3)) for kind in ("found", "one-shot", "pre-trained")}
+    masks = {kind: load_masks(masks_path(folder / kind, 3)) for kind in ("found", "one-shot")}
     for found in masks.values():
         assert sparsity_of(found) == pytest.approx(0.9, abs=0.001)
     name = next(iter(masks["found"]))
-    assert len({tuple(found[name].flatten().tolist()) for found in masks.values()}) == 3
+    assert len({tuple(found[name].flatten().tolist()) for found in masks.values()}) == 2
 
 
-@pytest.mark.parametrize("kind", ["found", "random", "one-shot", "pre-trained"])
+@pytest.mark.parametrize("kind", ["found", "random", "one-shot"])
 def test_a_ticket_is_trained_under_its_mask(
     searched: Artifact, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from pocketlm.artifact import Artifact
 from pocketlm.errors import RecipeError
 from pocketlm.export.onnx import export
 from pocketlm.models.load import Classifier
-from pocketlm.quantize.control import Judge, backed_off, products_of
+from pocketlm.quantize.control import Judge, backed_off, parts_of, products_of
 from pocketlm.quantize.int8 import QuantizeInt8, quantize
 from pocketlm.stage import Context
 from pocketlm.supervised import valid_score
@@ -127,7 +127,34 @@ def test_the_stage_tells_both_scores_and_what_it_kept(
         QuantizeInt8(tolerance=-0.1)
 
 
-def test_a_loss_that_no_product_causes_leaves_all_of_them_in_float(
+class TableHurts(Judge):
+    """A judge in whose eyes the table of words must not be quantized."""
+
+    def score(self, graph: Path) -> float:
+        return float(self.logits(graph)[0])
+
+    def logits(self, graph: Path, most: int | None = None) -> Any:
+        names = [tensor.name for tensor in onnx.load(graph).graph.initializer]
+        return np.array([0.9 if any(name.endswith("word_embeddings.weight") for name in names) else 0.5])
+
+
+def test_a_table_that_hurts_goes_back_alone(student: tuple[Classifier, Artifact], tmp_path: Path) -> None:
+    model = onnx.load(student[1].parts["onnx"])
+    parts, source, target = parts_of(model), tmp_path / "named.onnx", tmp_path / "model.onnx"
+    onnx.save(model, source)
+    (table,) = [part for part in parts if part.endswith("word_embeddings.weight")]
+
+    def make(path: Path, floats: Sequence[str]) -> None:
+        quantize(source, path, floats=floats)
+
+    found = backed_off(source, target, make, parts, TableHurts.of(student[1]), 0.1)
+    assert (found.floats, found.score) == ([table], 0.9)
+    assert not {node.op_type for node in onnx.load(target).graph.node if node.name in parts} & {"MatMul"}
+    done = QuantizeInt8(keep=(table,), compute="int8")(student[1], Context(tmp_path, tmp_path))
+    assert table in {tensor.name for tensor in onnx.load(done.parts["onnx"]).graph.initializer}
+
+
+def test_a_loss_that_no_part_causes_leaves_all_of_them_in_float(
     student: tuple[Classifier, Artifact], tmp_path: Path
 ) -> None:
     _, artifact = student
@@ -137,15 +164,15 @@ def test_a_loss_that_no_product_causes_leaves_all_of_them_in_float(
             return 0.9 if graph.name == "model.onnx" and "named" in str(graph) else 0.1
 
     model = onnx.load(artifact.parts["onnx"])
-    products = products_of(model)
+    parts = parts_of(model)
     source = tmp_path / "named" / "model.onnx"
     source.parent.mkdir()
     onnx.save(model, source)
     found = backed_off(
-        source, tmp_path / "out.onnx", lambda path, floats: quantize(source, path, floats=floats), products,
+        source, tmp_path / "out.onnx", lambda path, floats: quantize(source, path, floats=floats), parts,
         NeverContent.of(artifact), 0.01,
     )  # fmt: skip
-    assert sorted(found.floats) == sorted(products)
+    assert sorted(found.floats) == sorted(parts)
     kinds = {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
     assert "MatMulInteger" not in kinds and "MatMul" in kinds
 
@@ -157,5 +184,5 @@ def test_a_product_to_keep_stays_in_float(student: tuple[Classifier, Artifact], 
     )
     kinds = [node.op_type for node in onnx.load(done.parts["onnx"]).graph.node]
     assert (kinds.count("MatMul"), kinds.count("MatMulInteger")) == (1, 6)
-    with pytest.raises(RecipeError, match=r"keep names no products \['encoder.layer.9'\]; the graph has"):
+    with pytest.raises(RecipeError, match=r"keep names no parts \['encoder.layer.9'\]; the graph has"):
         QuantizeInt8(keep=("encoder.layer.9",))(artifact, Context(tmp_path, tmp_path))

@@ -18,9 +18,10 @@ import pocketlm
 from pocketlm.cli import main
 from pocketlm.diagnose import speed
 from pocketlm.diagnose.finding import Finding
+from pocketlm.diagnose.speed import Times, of_times
 from pocketlm.errors import InputError
 from pocketlm.export.pack import described_files
-from pocketlm.verbs.doctor import Diagnosis, of_costs
+from pocketlm.verbs.doctor import Diagnosis, of_costs, quantizer_of
 from tests.conftest import Made
 
 
@@ -184,8 +185,18 @@ def test_other_labels_are_no_swap(made: Made, tmp_path: Path) -> None:
         pocketlm.doctor(made.pocket, data=str(other))
 
 
+def test_a_patch_is_of_the_stage_that_quantized(made: Made) -> None:
+    assert quantizer_of(made.info) == "int8" == quantizer_of({})
+    assert quantizer_of({"history": ["Prepare()", "WeightOnly(bits=4)", "Pack()"]}) == "weight_only"
+    slow = Times(2.0, 1.0, 0.1, {"MatMul": 1.0})
+    (finding,) = of_times(slow)
+    assert finding.patch == {"int8": {"compute": "float32"}}
+    (finding,) = of_times(slow, "static_int8")
+    assert finding.patch is None and "int8 in the place of static_int8" in finding.text
+
+
 def test_the_three_worst_products_get_a_patch() -> None:
     costs = [("a", 0.3), ("b", 0.02), ("c", 0.004), ("d", 0.003)]
-    (finding,) = of_costs(costs)
-    assert finding.patch == {"int8": {"keep": ["a", "b", "c"]}} and not finding.fault
+    (finding,) = of_costs(costs, "static_int8")
+    assert finding.patch == {"static_int8": {"keep": ["a", "b", "c"]}} and not finding.fault
     assert of_costs([("a", 1e-5)]) == []

@@ -46,10 +46,13 @@ def test_every_ticket_control_and_seed_is_in_the_study(study: Path) -> None:
     for task in values["tasks"].values():
         seen = [(trial["kind"], trial["weights"], trial["round"], trial["seed"]) for trial in task["trials"]]
         assert len(set(seen)) == len(seen)
+        assert ("found", "rewound", 2, 0) in seen
+        best = task["winning_round"] or 1
         for seed in (0, 1):
-            assert {("found", "rewound", number, seed) for number in (0, 1, 2)} <= set(seen)
+            assert {("found", "rewound", number, seed) for number in (0, 1, best)} <= set(seen)
+            assert ("random", "rewound", 1, seed) in seen
             for control in (("random", "rewound"), ("found", "random"), ("one-shot", "rewound")):
-                assert (*control, 1, seed) in seen
+                assert (*control, best, seed) in seen
         for trial in task["trials"]:
             wanted = (0.0, 0.4, 0.8)[trial["round"]]
             assert trial["sparsity"] == pytest.approx(wanted, abs=0.001)
@@ -71,8 +74,34 @@ def test_every_ticket_is_lent_to_every_task(study: Path) -> None:
     names = list(values["tasks"])
     assert pairs == {(source, target) for source in (*names, MASKED_LM) for target in names}
     own = [trial for trial in values["transfer"] if (trial["source"], trial["target"]) == ("moods", "moods")]
-    told = [trial for trial in values["tasks"]["moods"]["trials"] if trial["round"] == 1][:2]
-    assert [trial["test"] for trial in own] == [trial["test"] for trial in told]
+    first = next(trial for trial in values["tasks"]["moods"]["trials"] if trial["round"] == 1)
+    assert [trial["test"] for trial in own] == [first["test"]] and not first["seed"]
+    general = [trial for trial in values["transfer"] if trial["source"] == MASKED_LM]
+    assert {trial["seed"] for trial in general} == {0, 1}
+
+
+def test_no_seed_is_spent_on_a_ticket_that_nothing_is_asked_of(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POCKETLM_CACHE", str(tmp_path / "cache"))
+    scores = {0: 0.8, 1: 0.9, 2: 0.8, 3: 0.3}  # of the whole network and of three rounds
+
+    def trial(self: Any, stage: Any, artifact: Any) -> dict[str, Any]:
+        value = scores[stage.round] + 0.01 * (stage.seed % 2)
+        return {**stage.name, "sparsity": 0.3 * stage.round, "valid": value, "test": value}
+
+    monkeypatch.setattr("pocketlm.verbs.tickets._Study.trial", trial)
+    plan = Plan(rounds=3, share=0.3, epochs=1, seeds=3, dense_seeds=2, compared=(0.3,), transferred=0.3)
+    name, recipe = next(iter(given["recipes"].items()))
+    task = described(tickets({name: recipe}, plan, out=tmp_path / "study"))["tasks"][name]
+    found = [one for one in task["trials"] if (one["kind"], one["weights"]) == ("found", "rewound")]
+    assert task["winning_round"] == 2
+    assert [len([one for one in found if one["round"] == number]) for number in range(4)] == [2, 3, 3, 1]
+    controls = [(one["kind"], one["weights"], one["round"]) for one in task["trials"] if one not in found]
+    assert controls == [
+        *[("random", "rewound", 1)] * 3, *[("random", "rewound", 2)] * 3,
+        *[("found", "random", 2)] * 3, *[("one-shot", "rewound", 2)] * 3,
+    ]  # fmt: skip
 
 
 def test_a_study_that_is_done_trains_nothing_again(

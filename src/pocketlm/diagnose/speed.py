@@ -64,15 +64,17 @@ def times(pocket: Pocket, graph: Path, floats: Pocket, texts: Sequence[Text]) ->
     )
 
 
-def of_times(taken: Times) -> list[Finding]:
-    """Why a pocket is not faster."""
+def of_times(taken: Times, stage: str = "int8") -> list[Finding]:
+    """Why a pocket is not faster, given the stage that quantized its graph."""
     found: list[Finding] = []
     if taken.text_ms > taken.float_ms * 1.05:
         text = (
             f"with 8 bits a text takes {taken.text_ms:.2f} ms and in float32 {taken.float_ms:.2f}: this CPU "
-            "is slow at products of integers, or they are too small; let them compute in float32"
+            "is slow at products of integers, or they are too small; let them compute in float32, from weights "
+            "of 8 bits" + ("" if stage == "int8" else f", by the stage int8 in the place of {stage}")
         )
-        found.append(Finding("speed", False, text, {"int8": {"matmuls": False}}))
+        patch = {"int8": {"compute": "float32"}} if stage == "int8" else None
+        found.append(Finding("speed", False, text, patch))
     if taken.tokenize_ms > MUCH_TOKENIZING * taken.text_ms:
         text = (
             f"{taken.tokenize_ms / taken.text_ms:.0%} of the time of a text is its tokenizer's, which no "

@@ -219,7 +219,8 @@ def tune_masked_lm(
     vocabulary = lm.tokenizer.get_vocab_size()
 
     def masked(source: Any, row: int, number: int) -> tuple[list[int], list[int]]:
-        chance = np.random.default_rng((settings.seed, number))
+        # What is measured on is masked alike for every seed, or chance would tell trainings apart.
+        chance = np.random.default_rng((settings.seed if source is encoded else 0, number))
         return mask_pieces(source.ids[row], source.origins[row], lm.mask_id, vocabulary, chance)
 
     def losses(source: Any, rows: Sequence[int], numbers: Sequence[int]) -> Tensor:

@@ -213,13 +213,13 @@ def from_stored(figures: Mapping[str, Any]) -> list[str]:
 
 
 def in_float(figures: Mapping[str, Any]) -> list[str]:
-    """Said where accuracy control took products back to float32."""
+    """Said where accuracy control took parts back to float32."""
     found: Mapping[str, Any] = figures.get("quantization", {})
     if not found.get("floats"):
         return []
     return [
-        f"{found['bits']} bits would have cost too much on valid, so {len(found['floats'])} products compute "
-        f"in float32, from weights of {found['floats_stored']} bits: "
+        f"{found['bits']} bits would have cost too much on valid, so {len(found['floats'])} parts compute "
+        f"in float32, products from weights of {found['floats_stored']} bits: "
         f"{', '.join(found['floats'])} ({found['score']:.4f}, all in float32 {found['score_float']:.4f})."
     ]
 

@@ -121,7 +121,7 @@ def measure_latency(classifier: Classifier, length: int, int8: bool = True) -> t
     base = timed.p50("0-0")
 
     def cost(name: str) -> float:
-        return max(0.0, (timed.p50(name) - base) / TIMED_LAYERS)
+        return max(0.0, (timed.p50(name) - base) / min(TIMED_LAYERS, config.num_hidden_layers))
 
     attention = [cost(f"{count}-0") for count in heads]
     ffn = [cost(f"0-{count}") for count in neurons]

@@ -50,10 +50,10 @@ from pocketlm.prune.masks import (
 from pocketlm.stage import Context
 from pocketlm.supervised import valid_score
 from pocketlm.tokenization.encode import encode, load_tokenizer
-from pocketlm.train import Precision, Settings, save_tensors
+from pocketlm.train import Point, Precision, Settings, save_tensors
 
 Origin = Literal["original", "remaining"]
-Kind = Literal["found", "random", "one-shot", "pre-trained"]
+Kind = Literal["found", "random", "one-shot"]
 Weights = Literal["rewound", "random"]
 
 TRAINING = FineTune(mode="always")
@@ -173,16 +173,15 @@ class FindTickets:
 
                 own = replace(context, checkpoints=context.checkpoints / f"round-{number + 1:02}")
                 what = f"round {number + 1} of {self.rounds}"
-                training.fit(teacher, splits["train"], splits["valid"], own, what, keep)
+                curve = training.fit(teacher, splits["train"], splits["valid"], own, what, keep)
                 masks = load_masks(masks_path(folder / "found", number)) if number else {}
-                trial = TryTicket(round=number, seed=self.seed).trial(teacher, masks, splits)
+                trial = TryTicket(round=number, seed=self.seed).trial(teacher, masks, splits["test"], curve)
                 write_json(_trial_path(context, number), trial)
                 if number == 0:
                     save_all(magnitudes(teacher.model), wanted, folder / "one-shot")
 
             return teacher.model, fit
 
-        save_all(magnitudes(training.fresh(source, artifact.task).model), wanted, folder / "pre-trained")
         iterative_magnitude_pruning(fresh, wanted, folder / "found")
         if self.rewind_step:
             if not start.exists():
@@ -205,6 +204,7 @@ class FindMaskedLmTickets:
     Args:
         rounds: How many.
         share: Of the weights, removed in every round.
+        of: The `original` weights, or those `remaining`.
         texts: So many texts of the corpus, from the first, in every round.
         epochs: A round's passes over them.
         learning_rate: Of every round.
@@ -216,6 +216,7 @@ class FindMaskedLmTickets:
 
     rounds: int = 7
     share: float = 0.1
+    of: Origin = "original"
     texts: int = 4000
     epochs: int = 1
     learning_rate: float = 5e-5
@@ -225,7 +226,7 @@ class FindMaskedLmTickets:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        sparsities(self.rounds, self.share)  # out of range is told at once
+        sparsities(self.rounds, self.share, self.of)  # out of range is told at once
         Settings.of(self)
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
@@ -238,7 +239,7 @@ class FindMaskedLmTickets:
         valid, texts = texts[:HELD_OUT], texts[HELD_OUT : HELD_OUT + self.texts]
         if not texts:
             raise DataError(f"the corpus has no more than {HELD_OUT} texts; give more plain text")
-        wanted, folder = sparsities(self.rounds, self.share), context.folder / "tickets"
+        wanted, folder = sparsities(self.rounds, self.share, self.of), context.folder / "tickets"
         settings = replace(Settings.of(self), epochs=1)
         steps = self.epochs * -(-len(texts) // self.batch_size)
         source = artifact.parts["teacher_source"]
@@ -264,8 +265,8 @@ class TryTicket:
     """Train a ticket from the weights to which it is rewound, and measure it; round 0 is the whole network.
 
     Args:
-        kind: `found` by iterative pruning; a `random` mask; by the magnitudes of the whole network after
-            training, `one-shot`; or before it, `pre-trained`.
+        kind: `found` by iterative pruning; a `random` mask; or `one-shot`, by the magnitudes of the whole
+            network after training.
         round: Of `FindTickets`, from 1; 0 removes nothing.
         weights: To start from: `rewound`, or `random` ones of the same mean and deviation in every tensor.
         training: As of the rounds.
@@ -295,21 +296,24 @@ class TryTicket:
             draw_again(teacher.model, self.seed)
         with held(teacher.model, masks):
             what = f"{self.kind} ticket of round {self.round}, seed {self.seed}"
-            training.fit(teacher, splits["train"], splits["valid"], context, what)
-        return artifact.with_figures(trial=self.trial(teacher, masks, splits))
+            curve = training.fit(teacher, splits["train"], splits["valid"], context, what)
+        return artifact.with_figures(trial=self.trial(teacher, masks, splits["test"], curve))
 
     @property
     def name(self) -> dict[str, Any]:
         """What tells a trial from the others of its study."""
         return {"kind": self.kind, "round": self.round, "weights": self.weights, "seed": self.seed}
 
-    def trial(self, teacher: Classifier, masks: Masks, splits: Mapping[str, Examples]) -> dict[str, Any]:
+    def trial(
+        self, teacher: Classifier, masks: Masks, test: Examples, curve: Sequence[Point]
+    ) -> dict[str, Any]:
         """The name, the sparsity, and the scores on valid and test of a ticket that was trained."""
-        scores = {
-            name: valid_score(teacher, teacher.encode(splits[name].texts), splits[name])
-            for name in ("valid", "test")
+        return {
+            **self.name,
+            "sparsity": sparsity_of(masks),
+            "valid": max(point.valid_score for point in curve),  # training ends with these weights
+            "test": valid_score(teacher, teacher.encode(test.texts), test),
         }
-        return {**self.name, "sparsity": sparsity_of(masks), **scores}
 
 
 def splits_of(artifact: Artifact) -> dict[str, Examples]:

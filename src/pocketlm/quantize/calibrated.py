@@ -199,12 +199,12 @@ class StaticInt8:
         """Replaces the part `onnx`; adds the figure `quantization`, see `QuantizeInt8`.
 
         Raises:
-            RecipeError: `keep` names a product that the graph does not have.
+            RecipeError: `keep` names a part that the graph does not have.
         """
         path = context.folder / "model.onnx"
-        source, products = named(artifact, context.folder, self.keep)
+        source, parts = named(artifact, context.folder, self.keep)
         model = onnx.load(source)
-        values = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
+        values = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in parts))
         train = Judge.of(artifact, "train")
         seen = observe(model, values, feeds_of(train.opened(source), few(train.inputs, self.texts)))
         rule: dict[Calibration, Callable[[Seen], tuple[float, float]]] = {
@@ -217,11 +217,11 @@ class StaticInt8:
         def make(path: Path, floats: Sequence[str]) -> None:
             graph = onnx.load(source)
             if self.embeddings:
-                quantize_embeddings(graph)
+                quantize_embeddings(graph, [*self.keep, *floats])
             quantize_static(graph, ranges, [*self.keep, *floats])
             onnx.save(graph, path)
 
-        found = controlled(source, path, make, products, artifact, self.tolerance)
+        found = controlled(source, path, make, parts, artifact, self.tolerance)
         source.unlink()
         return artifact.with_part("onnx", path).with_figures(
             quantization={"bits": 8, "compute": "int8", "calibration": self.calibration, **found}

@@ -1,4 +1,7 @@
-"""Accuracy control: products that few bits hurt compute in float32, until the user can bear the loss."""
+"""Accuracy control: parts that few bits hurt go back to float32, until the user can bear the loss.
+
+The parts of a graph are its products with weights and its embedding tables.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ from pocketlm.artifact import Artifact
 from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import RecipeError
 from pocketlm.export.graph import named_after
-from pocketlm.quantize.stored import store_products
+from pocketlm.quantize.stored import store_products, tables_of
 from pocketlm.runtime.pocket import Pocket, Text, pad, session
 from pocketlm.tasks.metrics import headline
 from pocketlm.tasks.task import Task
 from pocketlm.tasks.words import WordLogits, inputs_of
 
 PROBED = 64
-"""Texts by which the products are ranked."""
+"""Texts by which the parts are ranked."""
 
 Make = Callable[[Path, Sequence[str]], None]
-"""Writes the quantized graph to a path, some products left in float32."""
+"""Writes the quantized graph to a path, some parts left in float32."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Control:
     Args:
         score: Of the graph that is kept, on valid.
         score_float: Of the graph in float32.
-        floats: Products that compute in float32, those that fewer bits hurt most first.
-        floats_stored: Bits that these have in the file.
+        floats: Parts that went back, those that fewer bits hurt most first.
+        floats_stored: Bits that the products among these have in the file.
     """
 
     score: float
@@ -123,26 +126,31 @@ def check_tolerance(tolerance: float | None) -> None:
         raise RecipeError(f"tolerance={tolerance} is out of range; allowed: 0 or more, or null")
 
 
+def parts_of(model: onnx.ModelProto) -> list[str]:
+    """All that may have few bits: products, which are named in place (see `products_of`), and tables."""
+    return [*products_of(model), *tables_of(model.graph)]
+
+
 def named(artifact: Artifact, folder: Path, keep: Sequence[str]) -> tuple[Path, list[str]]:
-    """The exported graph with its products named, in a folder, and the products that may be quantized.
+    """The exported graph with its products named, in a folder, and the parts that may be quantized.
 
     Raises:
-        RecipeError: `keep`, which may not, names a product that the graph does not have.
+        RecipeError: `keep`, which may not, names a part that the graph does not have.
     """
     model, source = onnx.load(artifact.parts["onnx"]), folder / "named.onnx"
-    products = products_of(model)
-    unknown = sorted({*keep} - {*products})
+    parts = parts_of(model)
+    unknown = sorted({*keep} - {*parts})
     if unknown:
-        raise RecipeError(f"keep names no products {unknown}; the graph has {products}")
+        raise RecipeError(f"keep names no parts {unknown}; the graph has {parts}")
     onnx.save(model, source)
-    return source, [product for product in products if product not in keep]
+    return source, [part for part in parts if part not in keep]
 
 
 def controlled(
     source: Path,
     target: Path,
     make: Make,
-    products: Sequence[str],
+    parts: Sequence[str],
     artifact: Artifact,
     tolerance: float | None,
 ) -> dict[str, Any]:
@@ -150,34 +158,31 @@ def controlled(
     if tolerance is None:
         make(target, ())
         return {}
-    return asdict(backed_off(source, target, make, products, Judge.of(artifact), tolerance))
+    return asdict(backed_off(source, target, make, parts, Judge.of(artifact), tolerance))
 
 
 def backed_off(
-    source: Path, target: Path, make: Make, products: Sequence[str], judge: Judge, tolerance: float
+    source: Path, target: Path, make: Make, parts: Sequence[str], judge: Judge, tolerance: float
 ) -> Control:
-    """Quantize, and take products back to float32 until no more is lost on valid than allowed.
+    """Quantize, and take parts back to float32 until no more is lost on valid than allowed.
 
     They are ranked by what each alone does to the logits of some texts; 1, 2, 4, … of them go back. If no
-    more is lost so, their weights are stored in 8 bits all the same.
+    more is lost so, the weights of products among them are stored in 8 bits all the same.
 
     Args:
         source: The graph in float32, its products named.
         target: Where the graph that is kept goes.
         make: Quantizes the source.
-        products: See `products_of`.
+        parts: See `parts_of`.
         judge: Measures.
         tolerance: Of the metric, such as 0.005.
-
-    Returns:
-        Where all products are back and the loss is still above the tolerance, the embeddings cause it.
     """
     whole = judge.score(source)
     make(target, ())
     score, floats, count = judge.score(target), list[str](), 1
     ranked: list[str] = []
-    while whole - score > tolerance and len(floats) < len(products):
-        ranked = ranked or [product for product, _ in ranking(source, target, make, products, judge)]
+    while whole - score > tolerance and len(floats) < len(parts):
+        ranked = ranked or [part for part, _ in ranking(source, target, make, parts, judge)]
         floats, count = ranked[:count], 2 * count
         make(target, floats)
         score = judge.score(target)
@@ -195,19 +200,19 @@ def backed_off(
 
 
 def ranking(
-    source: Path, target: Path, make: Make, products: Sequence[str], judge: Judge
+    source: Path, target: Path, make: Make, parts: Sequence[str], judge: Judge
 ) -> list[tuple[str, float]]:
-    """Products and what 8 bits of each alone cost, largest first; see `backed_off` for the arguments.
+    """Parts and what few bits of each alone cost, largest first; see `backed_off` for the arguments.
 
     Returns:
         The cost is the mean squared change of the logits, relative to their own mean square.
     """
     wanted = _flat(judge.logits(source, PROBED))
     hurts: dict[str, float] = {}
-    for product in products:
-        make(target, [other for other in products if other != product])
+    for part in parts:
+        make(target, [other for other in parts if other != part])
         change = np.square(_flat(judge.logits(target, PROBED)) - wanted).mean()
-        hurts[product] = float(change / max(np.square(wanted).mean(), 1e-12))
+        hurts[part] = float(change / max(np.square(wanted).mean(), 1e-12))
     return sorted(hurts.items(), key=lambda hurt: -hurt[1])
 
 

@@ -50,9 +50,9 @@ class QuantizeInt8:
         embeddings: Quantize embedding tables; they compute in float32 after the look-up.
         compute: Of products: `int8`, or `float32` from weights that are stored in 8 bits; `auto` times both
             on texts of valid, and takes the integers unless they are slower.
-        tolerance: What may be lost of the metric on valid, such as 0.005; the products that 8 bits hurt most
-            compute in float32 until no more is lost. None does not look.
-        keep: Products whose weights stay in float32 in any case, as `pocketlm doctor` names them.
+        tolerance: What may be lost of the metric on valid, such as 0.005; the products and tables that 8 bits
+            hurt most compute in float32 until no more is lost. None does not look.
+        keep: Products and tables that stay in float32 in any case, as `pocketlm doctor` names them.
     """
 
     matmuls: bool = True
@@ -68,21 +68,20 @@ class QuantizeInt8:
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the part `onnx`; adds the figure `quantization`.
 
-        With a tolerance, it has the scores on valid and the products that were kept in float32; with `auto`,
+        With a tolerance, it has the scores on valid and the parts that were kept in float32; with `auto`,
         the median time of a text of both kinds.
 
         Raises:
-            RecipeError: `keep` names a product that the graph does not have.
+            RecipeError: `keep` names a part that the graph does not have.
         """
         path = context.folder / "model.onnx"
-        source, products = named(artifact, context.folder, self.keep)
+        source, parts = named(artifact, context.folder, self.keep)
         compute, found = self._chosen(source, path, artifact)
 
         def make(path: Path, floats: Sequence[str]) -> None:
             quantize(source, path, self.matmuls, self.embeddings, [*self.keep, *floats], compute)
 
-        tolerance = self.tolerance if self.matmuls else None
-        found |= controlled(source, path, make, products, artifact, tolerance)
+        found |= controlled(source, path, make, parts, artifact, self.tolerance)
         source.unlink()
         tables = sum(tensor.name.endswith("_codes") for tensor in onnx.load(path).graph.initializer)
         return artifact.with_part("onnx", path).with_figures(
@@ -124,12 +123,12 @@ def quantize(
         target: Where the other goes, in a folder that can be written.
         matmuls: See `QuantizeInt8`, as the next.
         embeddings: See there.
-        floats: Nodes that stay in float32, by name.
+        floats: Products and tables that stay in float32, by name.
         compute: Of products, `int8` or `float32`.
     """
     model = onnx.load(source)
     if embeddings:
-        quantize_embeddings(model)
+        quantize_embeddings(model, floats)
     if matmuls and compute == "int8":
         staged = target.parent / "embeddings.onnx"
         onnx.save(model, staged)

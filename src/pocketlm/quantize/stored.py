@@ -31,10 +31,10 @@ def quantize_rows(table: np.ndarray, highest: int = 127) -> tuple[np.ndarray, np
     return np.round(table / scale).astype(np.int8), scale
 
 
-def quantize_embeddings(model: onnx.ModelProto) -> int:
-    """Store every embedding table of a graph in 8 bits, in place; returns how many there were."""
+def quantize_embeddings(model: onnx.ModelProto, floats: Sequence[str] = ()) -> int:
+    """Store embedding tables of a graph in 8 bits, in place, but those named; returns how many there were."""
     graph = model.graph
-    tables = tables_of(graph)
+    tables = {name: table for name, table in tables_of(graph).items() if name not in floats}
     nodes: list[onnx.NodeProto] = []
     done: dict[str, bool] = {}
     for node in graph.node:

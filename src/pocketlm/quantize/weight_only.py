@@ -106,16 +106,19 @@ def quantize_products(
     return len(weights)
 
 
-def quantize_tables(model: onnx.ModelProto, group: int, bits: int = STORED) -> int:
+def quantize_tables(
+    model: onnx.ModelProto, group: int, bits: int = STORED, floats: Sequence[str] = ()
+) -> int:
     """Store embedding tables in few bits, in place; returns how many.
 
     Args:
         model: A graph in float32.
         group: Columns that share a scale. A table whose width is no multiple of it is left.
         bits: 3 or 4.
+        floats: Tables that stay as they are, by name.
     """
     graph, done = model.graph, dict[str, bool]()
-    tables = tables_of(graph)
+    tables = {name: table for name, table in tables_of(graph).items() if name not in floats}
     for node in graph.node:
         table = tables.get(node.input[0]) if node.op_type == "Gather" else None
         if table is None or table.dims[1] % group:
@@ -148,7 +151,8 @@ class WeightOnly:
         group: Weights that share a scale: 16, 32, 64, 128 or 256.
         embedding_bits: Of embedding tables: 3, 4, or 8 with a scale a row; None leaves them in float32.
         tolerance: What may be lost of the metric on valid, as of `pocketlm.quantize.int8.QuantizeInt8`.
-        keep: Products that stay in float32 in any case, as `pocketlm doctor` names them.
+        keep: Products that stay in float32 in any case, and tables that get 8 bits, as `pocketlm doctor`
+            names them.
     """
 
     bits: Literal[3, 4] = 4
@@ -168,10 +172,10 @@ class WeightOnly:
         Products whose inputs are no multiple of the group stay in float32: the figure counts those that fit.
 
         Raises:
-            RecipeError: `keep` names a product that the graph does not have, or the group fits no product.
+            RecipeError: `keep` names a part that the graph does not have, or the group fits no product.
         """
         path = context.folder / "model.onnx"
-        source, products = named(artifact, context.folder, self.keep)
+        source, parts = named(artifact, context.folder, self.keep)
         inputs = [len(weight) for weight in weights_of(onnx.load(source).graph, self.keep).values()]
         fitting = sum(size % self.group == 0 for size in inputs)
         if inputs and not fitting:
@@ -183,15 +187,15 @@ class WeightOnly:
             )
 
         def make(path: Path, floats: Sequence[str]) -> None:
-            model = onnx.load(source)
-            quantize_products(model, self.group, self.bits, [*self.keep, *floats])
+            model, kept = onnx.load(source), [*self.keep, *floats]
+            quantize_products(model, self.group, self.bits, kept)
             if self.embedding_bits is not None and self.embedding_bits <= STORED:
-                quantize_tables(model, self.group, self.embedding_bits)
-            if self.embedding_bits is not None:  # those that no group fits, too
+                quantize_tables(model, self.group, self.embedding_bits, kept)
+            if self.embedding_bits is not None:  # those that are kept or that no group fits
                 quantize_embeddings(model)
             onnx.save(model, path)
 
-        found = controlled(source, path, make, products, artifact, self.tolerance)
+        found = controlled(source, path, make, parts, artifact, self.tolerance)
         source.unlink()
         return artifact.with_part("onnx", path).with_figures(
             quantization={

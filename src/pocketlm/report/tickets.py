@@ -15,7 +15,6 @@ CONTROLS = {
     ("random", "rewound"): "random mask",
     ("found", "random"): "random weights",
     ("one-shot", "rewound"): "one-shot",
-    ("pre-trained", "rewound"): "by pre-trained magnitude",
 }
 PARTS = (
     *(("query", "query"), ("key", "key"), ("value", "value"), ("output", "attention out")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from pocketlm.errors import storage_errors
 from pocketlm.export.onnx import export
 from pocketlm.models.load import Classifier
 from pocketlm.progress import Progress, Quiet
-from pocketlm.quantize.control import Judge, feeds_of, products_of, ranking
+from pocketlm.quantize.control import Judge, feeds_of, parts_of, ranking
 from pocketlm.quantize.int8 import quantize
-from pocketlm.recipe import Override
+from pocketlm.recipe import ONE_OF, STAGES, Override
 from pocketlm.runtime.manifest import MODEL, TOKENIZER
 from pocketlm.tasks.words import inputs_of
 from pocketlm.verbs.bench import both_sides
@@ -87,6 +87,7 @@ def doctor(
     progress = progress or Quiet()
     both = both_sides(pocket, against, revision, data, overrides, "valid", progress)
     task, examples, loaded = both.pocket.task, both.examples, both.pocket
+    quantizer = quantizer_of(loaded.info)
     judge = Judge(task, loaded.max_length, pocket / TOKENIZER, examples)
     master = Classifier.load(pocket, task, loaded.max_length)
     texts, shown = examples.texts[:COMPARED_TEXTS], inputs_of(examples.texts)
@@ -108,30 +109,34 @@ def doctor(
         floats, trial = Path(work) / "float.onnx", Path(work) / "trial.onnx"
         export(master, floats)
         graph = onnx.load(floats)
-        products = products_of(graph)
+        parts = parts_of(graph)
         onnx.save(graph, floats)
         advance(1)
         feeds = feeds_of(loaded, shown[:TRACED_TEXTS])
         compared, weights = values(floats, pocket / MODEL, feeds), maps(floats, pocket / MODEL)
         findings += [*of_graphs(compared, weights), *of_outliers(compared)]
         advance(1)
-        costs = ranking(
-            floats, trial, lambda path, kept: quantize(floats, path, floats=kept), products, judge
-        )
+        costs = ranking(floats, trial, lambda path, kept: quantize(floats, path, floats=kept), parts, judge)
         layers = likeness(master, both.teacher, texts)
         advance(1)
         taken = times(judge.opened(pocket / MODEL, 1), pocket / MODEL, judge.opened(floats, 1), shown)
-        findings += [*of_costs(costs), *of_times(taken)]
+        findings += [*of_costs(costs, quantizer), *of_times(taken, quantizer)]
         advance(1)
     findings.sort(key=lambda finding: not finding.fault)
     return Diagnosis(findings, scores, layers, compared, weights, costs, taken)
 
 
-def of_costs(costs: Sequence[tuple[str, float]]) -> list[Finding]:
-    """The products that 8 bits hurt most, with what keeps them in float32."""
+def quantizer_of(info: Mapping[str, Any]) -> str:
+    """The stage that quantized a pocket's graph, by its history; `int8` where that does not say."""
+    made = {str(line).partition("(")[0] for line in info.get("history", ())}
+    return next((name for name in ONE_OF if STAGES[name].__name__ in made), "int8")
+
+
+def of_costs(costs: Sequence[tuple[str, float]], stage: str = "int8") -> list[Finding]:
+    """The products and tables that 8 bits hurt most, with what keeps them in float32."""
     worst = [(name, cost) for name, cost in costs[:WORST] if cost >= COSTLY]
     if not worst:
         return []
     listed = ", ".join(f"{name} ({cost:.2%} of the logits)" for name, cost in worst)
-    patch: dict[str, dict[str, object]] = {"int8": {"keep": [name for name, _ in worst]}}
+    patch: dict[str, dict[str, object]] = {stage: {"keep": [name for name, _ in worst]}}
     return [Finding("divergence", False, f"8 bits cost most in {listed}; to keep these in float32:", patch)]

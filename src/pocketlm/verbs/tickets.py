@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,12 +37,14 @@ from pocketlm.verbs.shrink import pocket_name, resolved_recipe
 
 DESCRIPTION = "tickets.json"
 MASKED_LM = "masked LM"
+RANDOM_MASK: Mapping[str, Any] = {"kind": "random"}
 CONTROLS: tuple[Mapping[str, Any], ...] = (
-    {"kind": "random"},
+    RANDOM_MASK,
     {"kind": "found", "weights": "random"},
     {"kind": "one-shot"},
-    {"kind": "pre-trained"},
 )
+HOPELESS = 3.0
+"""Deviations of the whole network by which the first seed of a ticket that may win is below it, at most."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,11 @@ class Plan:
         of: The `original` weights, or those `remaining`.
         rewind_step: Training step to whose weights tickets are rewound; 0 are the pre-trained ones.
         epochs: Of every training.
-        seeds: Trainings of every ticket and every control.
+        seeds: Trainings of a ticket that may be the sparsest to win, of one that is compared, and of a
+            control; of any other ticket, and of one that is lent to another task, there is one.
         dense_seeds: Trainings of the whole network, whose deviation decides which ticket wins.
-        compared: Sparsities at which a ticket is compared with its controls; the highest winning one is, too.
+        compared: Sparsities at which a ticket is compared with random masks; the sparsest that wins is
+            compared with all controls.
         transferred: Sparsity of the tickets that are tried on the other tasks.
     """
 
@@ -183,13 +188,11 @@ class _Found:
     Args:
         artifact: With the part `tickets`.
         figures: For `tickets.json`.
-        prepared: The task before that; None for plain text.
         training: How its networks are trained.
     """
 
     artifact: Artifact
     figures: dict[str, Any]
-    prepared: Artifact | None = None
     training: FineTune | None = None
 
 
@@ -213,20 +216,18 @@ class _Study:
         training = replace(given, mode="always", epochs=plan.epochs)
         found = self.run(plan.search(training), prepared)
         reached: list[float] = found.figures["sparsities"]
-        trials = [
-            self.trial(TryTicket(training=training, seed=seed), found) for seed in range(plan.dense_seeds)
-        ]
-        dense = [trial["valid"] for trial in trials]
-        winning = 0
-        for number in range(1, len(reached) + 1):
-            tried = self.trials(TryTicket(round=number, training=training), found)
-            winning = number if is_winning([trial["valid"] for trial in tried], dense) else winning
-            trials += tried
-        compared = {nearest(reached, sparsity) for sparsity in plan.compared} | ({winning} - {0})
-        for number in sorted(compared):
-            for control in CONTROLS:
+        whole = self.trials(TryTicket(training=training), found, plan.dense_seeds)
+        dense = [trial["valid"] for trial in whole]
+        winning, tried = self.sparsest(len(reached), training, found, dense)
+        compared = {nearest(reached, sparsity) for sparsity in plan.compared}
+        best = winning or max(compared)
+        for number in sorted(compared | {best}):
+            tried[number] = self.trials(TryTicket(round=number, training=training), found)
+        trials = [*whole, *(trial for number in sorted(tried) for trial in tried[number])]
+        for number in sorted(compared | {best}):
+            for control in CONTROLS if number == best else (RANDOM_MASK,):
                 trials += self.trials(TryTicket(round=number, training=training, **control), found)
-        shown = load_masks(masks_path(found.parts["tickets"] / "found", winning or max(compared)))
+        shown = load_masks(masks_path(found.parts["tickets"] / "found", best))
         network = training.fresh(prepared.parts["teacher_source"], prepared.task).model
         figures = {
             "metric": prepared.task.metric,
@@ -236,10 +237,28 @@ class _Study:
             "kept": kept_by_part(network, shown),
             "trials": trials,
         }
-        return _Found(found, figures, prepared, training)
+        return _Found(found, figures, training)
 
-    def trials(self, stage: TryTicket, artifact: Artifact) -> list[dict[str, Any]]:
-        return [self.trial(replace(stage, seed=seed), artifact) for seed in range(self.plan.seeds)]
+    def sparsest(
+        self, rounds: int, training: FineTune, found: Artifact, dense: Sequence[float]
+    ) -> tuple[int, dict[int, list[dict[str, Any]]]]:
+        """The last round whose ticket wins, or 0; and the trials of every round's ticket.
+
+        From the sparsest on, until one wins. One whose first seed is hopeless has no other.
+        """
+        least = statistics.fmean(dense) - HOPELESS * statistics.stdev(dense)
+        winning, tried = 0, dict[int, list[dict[str, Any]]]()
+        for number in range(rounds, 0, -1):
+            stage = TryTicket(round=number, training=training)
+            tried[number] = self.trials(stage, found, 1)
+            if not winning and tried[number][0]["valid"] >= least:
+                tried[number] = self.trials(stage, found)
+                winning = number if is_winning([one["valid"] for one in tried[number]], dense) else 0
+        return winning, tried
+
+    def trials(self, stage: TryTicket, artifact: Artifact, seeds: int | None = None) -> list[dict[str, Any]]:
+        wanted = range(self.plan.seeds if seeds is None else seeds)
+        return [self.trial(replace(stage, seed=seed), artifact) for seed in wanted]
 
     def trial(self, stage: TryTicket, artifact: Artifact) -> dict[str, Any]:
         """A trial; the search itself has trained every ticket once, and that is not done again."""
@@ -251,18 +270,18 @@ class _Study:
         plan = self.plan
         text = replace(recipe, data=DataSources(train=corpus, corpus=corpus))
         artifact = start(text, self.cache_dir, self.progress)
-        stage = FindMaskedLmTickets(rounds=plan.rounds, share=plan.share)
+        stage = FindMaskedLmTickets(rounds=plan.rounds, share=plan.share, of=plan.of)
         found = self.run(stage, artifact)
         whole = [
             self.run(replace(stage, rounds=1, seed=seed), artifact).figures["masked_lm"][0]
-            for seed in range(1, plan.seeds)
+            for seed in range(1, plan.dense_seeds)
         ]
         nats: list[float] = found.figures["masked_lm"]
         dense = [nats[0], *whole]
         wins = [
             number
             for number, loss in enumerate(nats)
-            if number and len(dense) > 1 and is_winning([-loss], [-value for value in dense])
+            if number and is_winning([-loss], [-value for value in dense])
         ]
         figures = {
             "sparsities": found.figures["sparsities"],
@@ -273,7 +292,7 @@ class _Study:
         return _Found(found, figures)
 
     def transfer(self, tasks: Mapping[str, _Found], general: _Found | None) -> list[dict[str, Any]]:
-        """Every ticket on every task."""
+        """Every ticket on every task: with all seeds where it was found on plain text, else with one."""
         results: list[dict[str, Any]] = []
         sources = {**tasks, **({} if general is None else {MASKED_LM: general})}
         for name, source in sources.items():
@@ -283,10 +302,8 @@ class _Study:
             for target, task in tasks.items():
                 for number in sorted(rounds):
                     stage = TryTicket(round=number, training=cast(FineTune, task.training))
-                    if task is source:
-                        tried = self.trials(stage, task.artifact)
-                    else:
-                        tried = self.trials(stage, _lent(cast(Artifact, task.prepared), source.artifact))
+                    artifact = task.artifact if task is source else _lent(task, source.artifact)
+                    tried = self.trials(stage, artifact, self.plan.seeds if source is general else 1)
                     results += [{"source": name, "target": target, **trial} for trial in tried]
         return results
 
@@ -296,10 +313,10 @@ def nearest(sparsity: Sequence[float], wanted: float) -> int:
     return 1 + min(range(len(sparsity)), key=lambda index: abs(sparsity[index] - wanted))
 
 
-def _lent(task: Artifact, found: Artifact) -> Artifact:
-    """A task with the tickets of another; a step to rewind to is a task's own."""
-    digest = _hash([task.digest, found.digest])
-    return replace(task, digest=digest).with_part("tickets", found.parts["tickets"])
+def _lent(task: _Found, found: Artifact) -> Artifact:
+    """A task with the tickets of another; the weights of the step to rewind to are the task's own."""
+    own = task.artifact.with_part("tickets", found.parts["tickets"]).with_figures(searched=[])
+    return replace(own, digest=_hash([own.digest, found.digest]))
 
 
 def _identity(recipes: Mapping[str, Recipe], plan: Plan, corpus: str | None) -> str:
