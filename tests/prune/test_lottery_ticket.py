@@ -27,6 +27,7 @@ from pocketlm.prune.lottery_ticket import (
 )
 from pocketlm.prune.masks import load_masks, prunable, sparsity_of
 from pocketlm.stage import Context
+from pocketlm.train import Point
 from tests.test_finetune import teacher_folder
 from tests.tiny import KilledError, sentences
 from tests.tiny_models import MAX_LENGTH, SINGLE, classifier, prepared
@@ -125,6 +126,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def context(folder: Path) -> Context:
+    folder.mkdir(parents=True, exist_ok=True)
     return Context(folder, folder)
 
 
@@ -213,7 +215,7 @@ def test_a_ticket_starts_from_the_weights_that_are_asked_for(
 
     def watched(self: FineTune, teacher: Any, *given: Any) -> list[Any]:
         begun.append({name: weight.detach().clone() for name, weight in prunable(teacher.model).items()})
-        return []
+        return [Point(1, 0.0, 0.5)]
 
     monkeypatch.setattr(FineTune, "fit", watched)
     TryTicket(round=1, weights=weights, training=TRAINING)(searched, context(tmp_path))

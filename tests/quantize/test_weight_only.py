@@ -66,7 +66,8 @@ def test_the_graph_says_nearly_the_same(exported: Artifact, four_bits: Artifact,
     wanted, got = answers(exported.parts["onnx"]), answers(four_bits.parts["onnx"])
     assert np.corrcoef(wanted.ravel(), got.ravel())[0, 1] > 0.85
     assert not np.array_equal(wanted, got)
-    assert four_bits.figures["quantization"] == {"bits": 4, "compute": "weights only", "group": 32}
+    wanted_figures = {"bits": 4, "compute": "weights only", "group": 32}
+    assert wanted_figures.items() <= four_bits.figures["quantization"].items()
 
 
 def test_its_weights_are_those_that_groups_give(exported: Artifact, four_bits: Artifact) -> None:
@@ -161,7 +162,7 @@ def test_a_group_that_fits_no_product_is_told(
 ) -> None:
     done = four_bits.figures["quantization"]
     assert done["products"] == 10 and done["products_in_groups"] == 10
-    with pytest.raises(RecipeError, match=r"group=256 does not divide .* \\(64, 128\\); try 16 or 32 or 64"):
+    with pytest.raises(RecipeError, match=r"group=256 does not divide .* \(64, 128\); try 16 or 32 or 64"):
         WeightOnly(group=256)(exported, Context(tmp_path, tmp_path))
 
 

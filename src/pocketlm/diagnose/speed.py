@@ -70,8 +70,8 @@ def of_times(taken: Times, stage: str = "int8") -> list[Finding]:
     if taken.text_ms > taken.float_ms * 1.05:
         text = (
             f"with 8 bits a text takes {taken.text_ms:.2f} ms and in float32 {taken.float_ms:.2f}: this CPU "
-            "is slow at products of integers, or they are too small; let them compute in float32, from weights "
-            "of 8 bits" + ("" if stage == "int8" else f", by the stage int8 in the place of {stage}")
+            "is slow at products of integers, or they are too small; let them compute in float32, from "
+            "weights of 8 bits" + ("" if stage == "int8" else f", by the stage int8 in the place of {stage}")
         )
         patch = {"int8": {"compute": "float32"}} if stage == "int8" else None
         found.append(Finding("speed", False, text, patch))
