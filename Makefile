@@ -26,8 +26,8 @@ check: setup  ## lint, types, import contracts, spelling, tables up to date
 	@$(BIN)/python scripts/readme_tables.py --check
 	@$(BIN)/pyright
 
-test: setup  ## the quick tests
-	@$(BIN)/python -m pytest
+test: setup  ## the quick tests, a file at a time on every core
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-web: setup web  ## pockets in a page, in the Chromium of this machine
 	@$(BIN)/python -m pytest tests/web

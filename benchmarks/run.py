@@ -314,6 +314,8 @@ def line(
     apart = case.row != Case.row and row["name"] in OF_THE_STUDENT
     name = f"{case.row}, {row['name']}" if apart else row["name"]
     ratios, bill = ledger["ratios"], ledger["bill"]
+    names = ("pruned", "structure", "quantization", "zeros", "unpacked_bytes")
+    chosen = {name: ledger[name] if is_pocket else None for name in names}
     size = row["size_bytes"]
     return {
         "bench": bench,
@@ -337,8 +339,9 @@ def line(
         "size_bytes": size,
         "teacher_size_bytes": teacher["size_bytes"],
         "smaller_x": teacher["size_bytes"] / size if size else None,
-        "sparsity": None,
-        "sparsity_of": None,
+        "sparsity": (chosen["pruned"] or {}).get("sparsity"),
+        "sparsity_of": "embeddings out" if chosen["pruned"] else None,
+        **{name: chosen[name] for name in ("structure", "quantization", "zeros", "unpacked_bytes")},
         "ram_bytes": row["ram_bytes"],
         "start_ms": row["start_ms"],
         "p50_ms": row["p50_ms"],

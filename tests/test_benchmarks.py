@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Made
 from tests.test_house import faults
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -63,6 +64,20 @@ def test_a_study_of_tickets_becomes_lines_of_the_schema(bench) -> None:
     ]  # fmt: skip
     identities = [bench("tickets").identity(line) for line in lines]
     assert len(set(identities)) == len(identities)
+
+
+def test_a_pocket_becomes_lines_of_the_schema(bench, made: Made) -> None:
+    run, ledger = bench("run"), made.info["ledger"]
+    case = run.Case("critics", (0,), "point-a")
+    lines = [run.line("distill", case, 0, "0" * 64, made.info, row) for row in ledger["rows"]]
+    assert [faults(json.dumps(line)) for line in lines] == [[]] * len(lines)
+    teacher, pocket, *controls = lines
+    assert (pocket["row"], pocket["quantization"]) == ("point-a", ledger["quantization"])
+    assert pocket["quantization"]["bits"] == 8 and pocket["sparsity"] is None
+    assert teacher["quantization"] is None and controls
+    sparse = {**made.info, "ledger": {**ledger, "pruned": {"sparsity": 0.9}}}
+    line = run.line("prune", case, 0, "0" * 64, sparse, ledger["rows"][1])
+    assert (line["sparsity"], line["sparsity_of"]) == (0.9, "embeddings out")
 
 
 def test_a_network_that_reads_images_becomes_a_line_of_the_schema(bench) -> None:

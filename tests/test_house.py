@@ -36,8 +36,16 @@ WORDS = {
 }
 OTHERS = {"sparsity_of", "versions"}
 # What a line may say besides.
-FURTHER_NUMBERS = {"examples", "p95_ms", "throughput_per_s", "ram_bytes", "start_ms", "run_minutes"}
-FURTHER_OTHERS = {"other_metrics", "faster_x_spread", "isa"}
+FURTHER_NUMBERS = {
+    "examples",
+    "p95_ms",
+    "throughput_per_s",
+    "ram_bytes",
+    "start_ms",
+    "run_minutes",
+    "unpacked_bytes",
+}
+FURTHER_OTHERS = {"other_metrics", "faster_x_spread", "isa", "structure", "quantization", "zeros"}
 CHOICES = {
     "kind": {"pocket", "teacher", "control", "peer", "paper-recipe"},
     "energy_method": {"rapl", "tdp", "none"},

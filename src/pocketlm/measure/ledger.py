@@ -37,6 +37,8 @@ POCKET_STAGES = (
     *("teacher_outputs", "tinybert", "structured", "distill", "magnitude", "movement", "obd"),
     *("qat", "share", "gptq", "calibrate", "export", "int8", "static_int8", "weight_only", "pack"),
 )
+# What stages chose or found that the verdicts only put in words.
+CHOSEN = ("pruned", "structure", "quantization", "unpacked_bytes")
 # Stages after which a pocket may be no better than the same student without its teacher.
 LEARNING = (
     *("tinybert_general", "relations", "tinybert", "structured", "distill"),
@@ -94,6 +96,7 @@ def ledger(figures: Mapping[str, Any], costs: Sequence[Cost], seed: int) -> dict
             *unpacked(figures),
         ],
         "zeros": measured.get("zeros"),
+        **{name: figures.get(name) for name in CHOSEN},
         "seed": seed,
     }
 
