@@ -19,7 +19,7 @@ from pocketlm.cli import main
 from pocketlm.diagnose import speed
 from pocketlm.diagnose.finding import Finding
 from pocketlm.diagnose.speed import Times, of_times
-from pocketlm.errors import InputError
+from pocketlm.errors import InputError, PocketError
 from pocketlm.export.pack import described_files
 from pocketlm.verbs.doctor import Diagnosis, of_costs, quantizer_of
 from tests.conftest import Made
@@ -146,6 +146,19 @@ def test_pieces_of_another_vocabulary_are_named(
 
     checks = [finding.check for finding in faults(pocketlm.doctor(broken(fault)))]
     assert "vocabulary" in checks and "graph" not in checks and "saturation" not in checks
+
+
+def test_a_larger_vocabulary_is_told_before_it_is_read_with(
+    broken: Callable[[Callable[[Path], None]], Path],
+) -> None:
+    def fault(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        spec = json.loads(path.read_text(encoding="utf-8"))
+        spec["model"]["vocab"]["novel"] = len(spec["model"]["vocab"])
+        path.write_text(json.dumps(spec), encoding="utf-8")
+
+    with pytest.raises(PocketError, match="pieces and the table of the model"):
+        pocketlm.doctor(broken(fault))
 
 
 def test_a_broken_position_offset_is_named(broken: Callable[[Callable[[Path], None]], Path]) -> None:

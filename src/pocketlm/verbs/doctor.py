@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 
@@ -16,14 +16,14 @@ from pocketlm.diagnose.labels import of_labels
 from pocketlm.diagnose.layers import Likeness, likeness
 from pocketlm.diagnose.speed import Times, of_times, times
 from pocketlm.diagnose.vocabulary import of_vocabulary
-from pocketlm.errors import storage_errors
+from pocketlm.errors import PocketError, storage_errors
 from pocketlm.export.onnx import export
 from pocketlm.models.load import Classifier
 from pocketlm.progress import Progress, Quiet
 from pocketlm.quantize.control import Judge, feeds_of, parts_of, ranking
 from pocketlm.quantize.int8 import quantize
 from pocketlm.recipe import ONE_OF, STAGES, Override
-from pocketlm.runtime.manifest import MODEL, TOKENIZER
+from pocketlm.runtime.manifest import MEND, MODEL, TOKENIZER
 from pocketlm.tasks.words import inputs_of
 from pocketlm.verbs.bench import both_sides
 
@@ -90,6 +90,12 @@ def doctor(
     quantizer = quantizer_of(loaded.info)
     judge = Judge(task, loaded.max_length, pocket / TOKENIZER, examples)
     master = Classifier.load(pocket, task, loaded.max_length)
+    pieces, rows = master.tokenizer.get_vocab_size(), cast(Any, master.model.config).vocab_size
+    if pieces > rows:
+        raise PocketError(
+            f"{pocket / TOKENIZER} has {pieces} pieces and the table of the model {rows}, so it is of "
+            f"another model; {MEND}"
+        )
     texts, shown = examples.texts[:COMPARED_TEXTS], inputs_of(examples.texts)
     with (
         storage_errors(Path(tempfile.gettempdir())),
