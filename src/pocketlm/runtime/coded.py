@@ -237,9 +237,9 @@ def _size(entry: Mapping[str, Any]) -> int:
     if entry["type"] not in TYPES or not 0 < len(counts) <= MOST_VALUES or not sum(map(_count, counts)):
         raise ValueError(f"the tensor {entry['name']!r:.40} is none")
     if entry["type"] == "float32":
-        values = entry["values"]
-        flat = isinstance(values, list) and {*map(type, cast(list[Any], values))} <= {int, float}
-        if not flat or len(values) != len(counts):
+        given: Any = entry["values"]
+        values = cast(list[Any], given) if isinstance(given, list) else []
+        if len(values) != len(counts) or not {*map(type, values)} <= {int, float}:
             raise ValueError(f"the tensor {entry['name']!r:.40} has not as many numbers as counts")
         return math.prod(map(_count, shape))
     low = np.iinfo(entry["type"]).min
