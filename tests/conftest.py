@@ -69,11 +69,16 @@ class Made:
         """The content of `pocket.json`."""
         return json.loads((self.pocket / "pocket.json").read_text(encoding="utf-8"))
 
+    def artifacts(self) -> list[Artifact]:
+        """What came out of every stage, in order; others that ran in this cache have another history."""
+        found = [Artifact.load(path, self.cache) for path in (self.cache / "stages").glob("*/artifact.json")]
+        told = tuple(self.info["history"])
+        own = {len(one.history): one for one in found if one.history == told[: len(one.history)]}
+        return [own[length] for length in sorted(own)]
+
     def artifact(self, stage: str = "Measure") -> Artifact:
         """What came out of a stage."""
-        found = [Artifact.load(path, self.cache) for path in (self.cache / "stages").glob("*/artifact.json")]
-        wanted = next(line for line in self.info["history"] if line.startswith(f"{stage}("))
-        return next(artifact for artifact in found if artifact.history[-1] == wanted)
+        return next(one for one in self.artifacts() if one.history[-1].startswith(f"{stage}("))
 
     def part(self, name: str) -> Path:
         """A folder or file of the last artifact."""

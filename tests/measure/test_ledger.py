@@ -24,6 +24,7 @@ from pocketlm.measure.ledger import (
     unpacked,
     verdicts,
 )
+from pocketlm.pipeline import cost_of
 from pocketlm.recipe import STAGES
 from tests.conftest import Made
 
@@ -67,20 +68,14 @@ def test_the_twin_of_the_pocket_weighs_and_takes_what_the_pocket_does(made: Made
 
 def test_training_is_billed_to_the_side_that_needed_it(made: Made) -> None:
     rows = {row["name"]: row for row in made.info["ledger"]["rows"]}
-    costs = {cost["stage"]: cost for cost in costs_on_disk(made)}
-    assert rows["teacher"]["train_seconds"] == costs["finetune"]["seconds"]
+    costs = {cost.stage: cost.seconds for cost in (cost_of(one, made.cache) for one in made.artifacts())}
+    assert rows["teacher"]["train_seconds"] == costs["finetune"]
     assert rows["pocket"]["train_seconds"] == pytest.approx(
-        sum(costs[name]["seconds"] for name in POCKET_STAGES if name in costs)
+        sum(costs[name] for name in POCKET_STAGES if name in costs)
     )
     whole = made.info["ledger"]["bill"]
-    assert whole["make_seconds"] == pytest.approx(sum(cost["seconds"] for cost in costs.values()))
+    assert whole["make_seconds"] == pytest.approx(sum(costs.values()))
     assert whole["energy_method"] in ("rapl", "tdp", "none")
-
-
-def costs_on_disk(made: Made) -> list[dict[str, Any]]:
-    import json
-
-    return [json.loads(path.read_text()) for path in (made.cache / "stages").glob("*/cost.json")]
 
 
 def test_every_stage_is_billed_to_one_side_or_to_the_proof() -> None:
