@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pocketlm.measure.ledger import CHOSEN
 from pocketlm.measure.machine import commit, machine, versions
 from pocketlm.progress import Bars
 from pocketlm.recipe import STAGES, Override, demo, packaged
@@ -314,8 +315,8 @@ def line(
     apart = case.row != Case.row and row["name"] in OF_THE_STUDENT
     name = f"{case.row}, {row['name']}" if apart else row["name"]
     ratios, bill = ledger["ratios"], ledger["bill"]
-    names = ("pruned", "structure", "quantization", "zeros", "unpacked_bytes")
-    chosen = {name: ledger[name] if is_pocket else None for name in names}
+    chosen = {name: ledger[name] if is_pocket else None for name in (*CHOSEN, "zeros")}
+    pruned = chosen.pop("pruned")
     size = row["size_bytes"]
     return {
         "bench": bench,
@@ -339,9 +340,9 @@ def line(
         "size_bytes": size,
         "teacher_size_bytes": teacher["size_bytes"],
         "smaller_x": teacher["size_bytes"] / size if size else None,
-        "sparsity": (chosen["pruned"] or {}).get("sparsity"),
-        "sparsity_of": "embeddings out" if chosen["pruned"] else None,
-        **{name: chosen[name] for name in ("structure", "quantization", "zeros", "unpacked_bytes")},
+        "sparsity": pruned["sparsity"] if pruned else None,
+        "sparsity_of": "embeddings out" if pruned else None,
+        **chosen,
         "ram_bytes": row["ram_bytes"],
         "start_ms": row["start_ms"],
         "p50_ms": row["p50_ms"],

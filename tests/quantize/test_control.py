@@ -14,6 +14,7 @@ from pocketlm.artifact import Artifact
 from pocketlm.errors import RecipeError
 from pocketlm.export.onnx import export
 from pocketlm.models.load import Classifier
+from pocketlm.quantize import control
 from pocketlm.quantize.control import Judge, backed_off, parts_of, products_of
 from pocketlm.quantize.int8 import QuantizeInt8, quantize
 from pocketlm.stage import Context
@@ -152,6 +153,17 @@ def test_a_table_that_hurts_goes_back_alone(student: tuple[Classifier, Artifact]
     assert not {node.op_type for node in onnx.load(target).graph.node if node.name in parts} & {"MatMul"}
     done = QuantizeInt8(keep=(table,), compute="int8")(student[1], Context(tmp_path, tmp_path))
     assert table in {tensor.name for tensor in onnx.load(done.parts["onnx"]).graph.initializer}
+
+
+def test_only_what_a_stage_quantizes_may_go_back(
+    student: tuple[Classifier, Artifact], tmp_path: Path
+) -> None:
+    def names(**which: bool) -> set[str]:
+        return {*control.named(student[1], tmp_path, (), **which)[1]}
+
+    products, tables = names(tables=False), names(products=False)
+    assert len(products) == 7 and tables and not products & tables
+    assert names() == products | tables and names(products=False, tables=False) == set()
 
 
 def test_a_loss_that_no_part_causes_leaves_all_of_them_in_float(

@@ -202,7 +202,7 @@ class StaticInt8:
             RecipeError: `keep` names a part that the graph does not have.
         """
         path = context.folder / "model.onnx"
-        source, parts = named(artifact, context.folder, self.keep)
+        source, parts = named(artifact, context.folder, self.keep, tables=self.embeddings)
         model = onnx.load(source)
         values = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in parts))
         train = Judge.of(artifact, "train")

@@ -131,19 +131,30 @@ def parts_of(model: onnx.ModelProto) -> list[str]:
     return [*products_of(model), *tables_of(model.graph)]
 
 
-def named(artifact: Artifact, folder: Path, keep: Sequence[str]) -> tuple[Path, list[str]]:
+def named(
+    artifact: Artifact, folder: Path, keep: Sequence[str], products: bool = True, tables: bool = True
+) -> tuple[Path, list[str]]:
     """The exported graph with its products named, in a folder, and the parts that may be quantized.
 
+    Args:
+        artifact: With the part `onnx`.
+        folder: Where the graph goes.
+        keep: Parts that may not be.
+        products: Whether products may be at all.
+        tables: Likewise.
+
     Raises:
-        RecipeError: `keep`, which may not, names a part that the graph does not have.
+        RecipeError: `keep` names a part that the graph does not have.
     """
     model, source = onnx.load(artifact.parts["onnx"]), folder / "named.onnx"
-    parts = parts_of(model)
+    parts, of_tables = parts_of(model), tables_of(model.graph)
     unknown = sorted({*keep} - {*parts})
     if unknown:
         raise RecipeError(f"keep names no parts {unknown}; the graph has {parts}")
     onnx.save(model, source)
-    return source, [part for part in parts if part not in keep]
+    return source, [
+        part for part in parts if part not in keep and (tables if part in of_tables else products)
+    ]
 
 
 def controlled(

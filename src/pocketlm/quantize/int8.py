@@ -75,13 +75,13 @@ class QuantizeInt8:
             RecipeError: `keep` names a part that the graph does not have.
         """
         path = context.folder / "model.onnx"
-        source, parts = named(artifact, context.folder, self.keep)
+        source, parts = named(artifact, context.folder, self.keep, self.matmuls, self.embeddings)
         compute, found = self._chosen(source, path, artifact)
 
         def make(path: Path, floats: Sequence[str]) -> None:
             quantize(source, path, self.matmuls, self.embeddings, [*self.keep, *floats], compute)
 
-        found |= controlled(source, path, make, parts, artifact, self.tolerance)
+        found |= controlled(source, path, make, parts, artifact, self.tolerance if parts else None)
         source.unlink()
         tables = sum(tensor.name.endswith("_codes") for tensor in onnx.load(path).graph.initializer)
         return artifact.with_part("onnx", path).with_figures(

@@ -34,7 +34,7 @@ def quantize_rows(table: np.ndarray, highest: int = 127) -> tuple[np.ndarray, np
 def quantize_embeddings(model: onnx.ModelProto, floats: Sequence[str] = ()) -> int:
     """Store embedding tables of a graph in 8 bits, in place, but those named; returns how many there were."""
     graph = model.graph
-    tables = {name: table for name, table in tables_of(graph).items() if name not in floats}
+    tables = tables_of(graph, floats)
     nodes: list[onnx.NodeProto] = []
     done: dict[str, bool] = {}
     for node in graph.node:
@@ -58,14 +58,20 @@ def quantize_embeddings(model: onnx.ModelProto, floats: Sequence[str] = ()) -> i
     return len(done)
 
 
-def tables_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Large float matrices that are looked up by rows and used in no other way, as tied weights are."""
+def tables_of(graph: onnx.GraphProto, floats: Sequence[str] = ()) -> dict[str, onnx.TensorProto]:
+    """Large float matrices that are looked up by rows and used in no other way, as tied weights are.
+
+    Args:
+        graph: Of a model.
+        floats: Those that are left out, by name.
+    """
     found = {
         tensor.name: tensor
         for tensor in graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT
         and len(tensor.dims) == 2
         and np.prod(tensor.dims) >= SMALLEST_TABLE
+        and tensor.name not in floats
     }
     for node in graph.node:
         by_rows = node.op_type == "Gather" and not any(a.name == "axis" and a.i for a in node.attribute)

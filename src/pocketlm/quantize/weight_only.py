@@ -118,7 +118,7 @@ def quantize_tables(
         floats: Tables that stay as they are, by name.
     """
     graph, done = model.graph, dict[str, bool]()
-    tables = {name: table for name, table in tables_of(graph).items() if name not in floats}
+    tables = tables_of(graph, floats)
     for node in graph.node:
         table = tables.get(node.input[0]) if node.op_type == "Gather" else None
         if table is None or table.dims[1] % group:
@@ -175,7 +175,7 @@ class WeightOnly:
             RecipeError: `keep` names a part that the graph does not have, or the group fits no product.
         """
         path = context.folder / "model.onnx"
-        source, parts = named(artifact, context.folder, self.keep)
+        source, parts = named(artifact, context.folder, self.keep, tables=self.embedding_bits is not None)
         inputs = [len(weight) for weight in weights_of(onnx.load(source).graph, self.keep).values()]
         fitting = sum(size % self.group == 0 for size in inputs)
         if inputs and not fitting:
