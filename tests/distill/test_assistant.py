@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pocketlm.artifact import Artifact
-from pocketlm.data.examples import load_split
+from pocketlm.data.examples import load_pool, load_split, save_texts
 from pocketlm.distill.assistant import Assistant
 from pocketlm.distill.teacher_outputs import Store, TeacherOutputs
 from pocketlm.errors import RecipeError
@@ -85,6 +85,20 @@ def test_the_assistant_is_made_of_the_lowest_layers_of_the_teacher(tmp_path: Pat
     assert curve[-1]["train_loss"] < curve[0]["train_loss"]
 
 
+def test_the_assistant_learns_of_few_made_texts_and_the_student_of_all(tmp_path: Path) -> None:
+    artifact = prepared(tmp_path, SINGLE, train=24)
+    classifier("bert", layers=2).save(tmp_path / "teacher")
+    made = [(f"new text {number}",) for number in range(20)]
+    save_texts(made, context(tmp_path / "augment").folder / "augmented.jsonl")
+    artifact = artifact.with_part("teacher", tmp_path / "teacher").with_figures(max_length=MAX_LENGTH)
+    artifact = artifact.with_part("augmented", tmp_path / "augment")
+    for most, asked in ((0, 24), (5, 29), (None, 44)):
+        folder = tmp_path / f"at most {most}"
+        after = Assistant(layers=1, epochs=1, most=most, precision="fp32")(artifact, context(folder))
+        assert len(Store.open(folder / "outputs").logits) == asked
+        assert load_pool(after).texts[24:] == made
+
+
 def test_an_assistant_is_made_of_one_model(assisted: Artifact, tmp_path: Path) -> None:
     artifact = prepared(tmp_path, SINGLE)
     with pytest.raises(RecipeError, match="and here there are neither"):
@@ -95,3 +109,5 @@ def test_an_assistant_is_made_of_one_model(assisted: Artifact, tmp_path: Path) -
         Assistant(epochs=0)
     with pytest.raises(RecipeError, match="layers=0"):
         Assistant(layers=0)
+    with pytest.raises(RecipeError, match="most=-1"):
+        Assistant(most=-1)

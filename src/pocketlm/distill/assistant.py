@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pocketlm.artifact import Artifact
+from pocketlm.data.examples import load_texts, save_texts
 from pocketlm.distill.layers import Along, Distill
 from pocketlm.distill.teacher_outputs import TeacherOutputs
-from pocketlm.errors import RecipeError
+from pocketlm.errors import RecipeError, storage_errors
 from pocketlm.finetune import head_factors
 from pocketlm.models.load import student_of
 from pocketlm.models.student import BuildStudent
@@ -35,7 +36,9 @@ class Assistant:
     Args:
         layers: How many of the teacher's layers the assistant is made of, from the lowest; None takes the
             recipe's `start` in their place.
-        epochs: Passes over all texts that the teacher labels.
+        epochs: Passes over the texts that the teacher labels.
+        most: Made texts at most, beside all others; None takes them all. The student learns from what the
+            assistant says of every text, which costs a fraction of asking the teacher.
         learning_rate: Peak of the schedule.
         head_rate: What the learning rate of the start's new head is multiplied by.
         freeze_embeddings: Leave the word embeddings as they were.
@@ -47,6 +50,7 @@ class Assistant:
 
     layers: int | None = None
     epochs: int = 2
+    most: int | None = None
     learning_rate: float = 5e-5
     head_rate: float = 20.0
     freeze_embeddings: bool = True
@@ -60,6 +64,8 @@ class Assistant:
         self.distill()  # out of range is told at once
         if self.layers is not None and self.layers < 1:
             raise RecipeError(f"layers={self.layers} is out of range; it must be 1 or more, or null")
+        if self.most is not None and self.most < 0:
+            raise RecipeError(f"most={self.most} is out of range; it must be 0 or more, or null")
         if self.head_rate <= 0:
             raise RecipeError(f"head_rate={self.head_rate} is out of range; it must be above 0")
 
@@ -87,7 +93,8 @@ class Assistant:
 
         kept = None if self.layers is None else tuple(range(self.layers))
         whole = BuildStudent(layers=kept, vocabulary=None, seed=self.seed)
-        asked = TeacherOutputs(states=(), precision=self.precision)(artifact, inside("outputs"))
+        asked = self._few_made(artifact, inside("made"))
+        asked = TeacherOutputs(states=(), precision=self.precision)(asked, inside("outputs"))
         asked = whole(asked, inside("start"))
         assistant = student_of(asked)
         assistant.model.get_input_embeddings().weight.requires_grad_(not self.freeze_embeddings)
@@ -97,3 +104,12 @@ class Assistant:
         return artifact.with_part("assistant", context.folder / "assistant").with_figures(
             assistant=curves, teacher_parameters=asked.figures["teacher_parameters"]
         )
+
+    def _few_made(self, artifact: Artifact, context: Context) -> Artifact:
+        """The artifact with the first `most` of its made texts, of which any beginning covers train."""
+        if self.most is None or "augmented" not in artifact.parts:
+            return artifact
+        made = load_texts(artifact.parts["augmented"] / "augmented.jsonl")
+        with storage_errors(context.folder):
+            save_texts(made[: self.most], context.folder / "augmented.jsonl")
+        return artifact.with_part("augmented", context.folder)
