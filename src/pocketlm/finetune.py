@@ -158,8 +158,7 @@ class FineTune:
             The learning curve.
         """
         task = teacher.task
-        if self.lora_rank is not None:
-            add_lora(teacher.model, self.lora_rank)
+        adapted = None if self.lora_rank is None else add_lora(teacher.model, self.lora_rank)
         if self.freeze_embeddings:
             teacher.model.get_input_embeddings().weight.requires_grad_(False)
         encoded, valid_encoded = teacher.encode(examples.texts), teacher.encode(valid.texts)
@@ -177,8 +176,8 @@ class FineTune:
             factors=head_factors(teacher.model, self.head_rate if self.lora_rank is None else 1.0),
             each_step=each_step,
         )
-        if self.lora_rank is not None:
-            merge_lora(teacher.model)
+        if adapted is not None:
+            merge_lora(adapted)
         if task.kind == "regression":
             fold_scale(teacher.model, mean, scale)
         return curve
