@@ -19,7 +19,7 @@ from pocketlm.models.masked_lm import (
     masked_lm_loss,
 )
 from tests.tiny import sentences, tokenizer
-from tests.tiny_models import ARCHITECTURES, MAX_LENGTH, classifier, config_of, tokenizer_of
+from tests.tiny_models import FAMILIES, MAX_LENGTH, classifier, config_of, tokenizer_of
 
 TEXTS = [(text,) for text in sentences(12)]
 
@@ -49,7 +49,7 @@ def pad_targets(targets, length: int) -> torch.Tensor:
     return torch.tensor([row + [IGNORED] * (length - len(row)) for row in targets])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_logits_of_places_are_those_of_transformers(architecture) -> None:
     lm = masked_lm(architecture)
     encoded = lm.encode(TEXTS)
@@ -60,7 +60,7 @@ def test_logits_of_places_are_those_of_transformers(architecture) -> None:
     torch.testing.assert_close(lm.logits(lm.hidden(inputs)[places]), whole[places])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_the_loss_of_one_text_is_that_of_transformers(architecture) -> None:
     lm = masked_lm(architecture)
     encoded, read, targets = masked(lm)
@@ -127,7 +127,7 @@ def test_the_likeliest_pieces_are_the_models(tmp_path: Path) -> None:
             assert pieces == (logits[place, 20:60].topk(6).indices + 20).tolist()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_a_saved_head_is_found_again(architecture, tmp_path: Path) -> None:
     lm = masked_lm(architecture)
     lm.save(tmp_path)
@@ -137,7 +137,7 @@ def test_a_saved_head_is_found_again(architecture, tmp_path: Path) -> None:
     torch.testing.assert_close(again.model.eval()(**inputs).logits, lm.model(**inputs).logits)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_a_new_head_guesses_frequent_pieces_and_the_encoder_stays(architecture, tmp_path: Path) -> None:
     teacher = classifier(architecture)
     teacher.save(tmp_path)

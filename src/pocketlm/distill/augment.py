@@ -29,7 +29,7 @@ from pocketlm.data.augment import (
     augmented,
 )
 from pocketlm.data.examples import load_pool, load_split, save_texts
-from pocketlm.data.sample import passes
+from pocketlm.data.sample import few, passes
 from pocketlm.errors import RecipeError, storage_errors
 from pocketlm.models.load import EVALUATION_BATCH
 from pocketlm.models.masked_lm import (
@@ -214,7 +214,7 @@ def tune_masked_lm(
         The curve; its score is minus the cross-entropy on valid, in nats.
     """
     lm.model.get_input_embeddings().weight.requires_grad_(False)
-    encoded, held = lm.encode(texts), lm.encode(valid[:EVALUATED])
+    encoded, held = lm.encode(texts), lm.encode(few(valid, EVALUATED))
     order = passes(len(texts), steps * settings.batch_size, settings.seed)
     vocabulary = lm.tokenizer.get_vocab_size()
 

@@ -31,7 +31,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_pool, load_split
-from pocketlm.data.sample import passes
+from pocketlm.data.sample import few, passes
 from pocketlm.distill.augment import padded_targets
 from pocketlm.distill.projections import Direction, Projections
 from pocketlm.errors import RecipeError, TeacherError
@@ -181,7 +181,7 @@ class Subwords:
         context: Context,
     ) -> list[dict[str, Any]]:
         """Dual training, in place; the score of the curve is minus the student's MLM loss on valid."""
-        held = student.encode(load_split(artifact.parts["data"], "valid").texts[:EVALUATED])
+        held = student.encode(few(load_split(artifact.parts["data"], "valid").texts, EVALUATED))
         order = passes(len(texts), self.steps * self.batch_size, self.seed)
         words = segment(teacher.tokenizer, student.tokenizer, texts, teacher.max_length)
         encoded = student.encode(texts)

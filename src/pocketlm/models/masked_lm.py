@@ -137,7 +137,7 @@ def load_masked_lm(
     except ValueError as error:
         raise TeacherError(
             f"{folder.name} is of an architecture without a masked language model ({error}); "
-            "use an encoder of the BERT family, or set masked_lm_steps: 0"
+            "use an encoder of the BERT family, or make texts without the operation `replace`"
         ) from error
     missing = set(found["missing_keys"])
     body = sorted(name for name in missing if name.startswith(f"{model.base_model_prefix}."))
@@ -162,8 +162,10 @@ def head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
         TeacherError: no architecture that is known here.
     """
     network, kind = cast(Any, model), model.config.model_type
-    if kind == "bert":
+    if kind in ("bert", "megatron-bert") or (kind == "deberta-v2" and network.legacy):
         return network.cls
+    if kind == "albert":
+        return network.predictions
     if kind in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         return network.lm_head
     if kind == "electra":
@@ -173,8 +175,8 @@ def head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
             network.vocab_layer_norm(network.activation(network.vocab_transform(hidden)))
         )
     raise TeacherError(
-        f"the head of a {kind} masked language model is not known; use BERT, RoBERTa, MPNet, ELECTRA or "
-        "DistilBERT, or set masked_lm_steps: 0"
+        f"the head of a {kind} masked language model is not known; use BERT, RoBERTa, MPNet, ELECTRA, "
+        "DistilBERT, ALBERT, DeBERTa-v2 or MegatronBERT, or make texts without the operation `replace`"
     )
 
 
@@ -187,6 +189,10 @@ def start_head(model: PreTrainedModel, frequencies: Mapping[int, int]) -> None:
         if isinstance(module, nn.Linear) and module is not output and module.weight not in body:
             nn.init.eye_(module.weight)
             nn.init.zeros_(module.bias)
+            if model.config.model_type == "albert":  # the way back to the width of its embeddings
+                wider = cast(Any, model).base_model.encoder.embedding_hidden_mapping_in
+                module.weight.copy_(torch.linalg.pinv(wider.weight))
+                module.bias.copy_(-module.weight @ wider.bias)
     counts = torch.ones(output.out_features)  # a piece that was never met is as rare as can be
     for piece, count in frequencies.items():
         counts[piece] += count
