@@ -402,6 +402,13 @@ def test_distillation_needs_the_teachers_outputs(name: str) -> None:
     )
 
 
+def test_a_budget_of_time_needs_what_parts_take() -> None:
+    names = [one for one in STAGES if one in {*DEFAULT, "structured"}]
+    assert "a budget of time needs latency" in message({"stages": names})
+    in_bytes = {"structured": {"speedup": None, "max_size_mb": 1.0}}
+    assert resolve({**BASE, "stages": [in_bytes if one == "structured" else one for one in names]}).stages
+
+
 BRIEF = {
     "tinybert": (
         *(("augment", "masked_lm_steps", 1), ("augment", "most", 20)),

@@ -45,6 +45,7 @@ from pocketlm.measure.compare import Measure
 from pocketlm.measure.controls import Controls
 from pocketlm.measure.perplexity import Perplexity
 from pocketlm.models.student import BuildStudent
+from pocketlm.prune.costs import MeasureLatency
 from pocketlm.prune.decoder import PruneDecoder
 from pocketlm.prune.lottery_ticket import FindMaskedLmTickets, FindTickets, TryTicket
 from pocketlm.prune.magnitude import Magnitude
@@ -70,6 +71,7 @@ STAGES: dict[str, type] = {
     "relations": Relations,
     "teacher_outputs": TeacherOutputs,
     "tinybert": TinyBert,
+    "latency": MeasureLatency,
     "structured": Structured,
     "distill": Distill,
     "magnitude": Magnitude,
@@ -91,8 +93,8 @@ ONE_OF = ("int8", "static_int8", "weight_only")
 """At most one of these quantizes the graph."""
 OPTIONAL = (
     *("augment", "assistant", "subwords", "tinybert_general", "relations", "teacher_outputs", "tinybert"),
-    *("structured", "distill", "magnitude", "movement", "obd", "qat", "share", "gptq", "calibrate"),
-    *ONE_OF,
+    *("latency", "structured", "distill", "magnitude", "movement", "obd", "qat", "share", "gptq"),
+    *("calibrate", *ONE_OF),
 )
 NEEDS_TEACHER_OUTPUTS = ("tinybert", "structured", "distill", "magnitude", "movement", "obd", "qat", "share")
 KEYS = ("teacher", "revision", "start", "data", "seed", "stages", "set")
@@ -199,7 +201,6 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Re
             raise RecipeError(f"the recipe names no {name}; give `{name}:` in it or on the command line")
     listed = _stage_list(merged["stages"])
     changed(dict(listed), [*_set_of(values.get("set") or {}), *overrides])
-    _check_order([name for name, _ in listed], dict(listed).get("teacher_outputs", {}).get("states") == [])
     seed = merged.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise RecipeError(f"seed: {seed!r} is not a whole number")
@@ -211,13 +212,15 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Re
         raise RecipeError(f"start: {start!r} is not a text; name a model as `teacher` does, or leave it out")
     given = merged["data"]
     data = cast(Mapping[str, Any], given) if isinstance(given, Mapping) else {"train": given}
+    stages = tuple(stage_of(name, fields, seed) for name, fields in listed)
+    _check_order(stages)
     return Recipe(
         teacher=str(merged["teacher"]),
         revision=revision,
         start=start,
         data=cast(DataSources, _typed(DataSources, data, "data")),
         seed=seed,
-        stages=tuple(stage_of(name, fields, seed) for name, fields in listed),
+        stages=stages,
     )
 
 
@@ -330,11 +333,13 @@ def _stage_list(stages: Any) -> list[tuple[str, dict[str, Any]]]:
     return listed
 
 
-def _check_order(names: Sequence[str], logits_only: bool) -> None:
+def _check_order(stages: Sequence[Stage]) -> None:
     """Every stage finds what it needs: the known order, none twice, and only some may be left out.
 
     The teacher's logits do not depend on the student, and may be asked for before there is one.
     """
+    names = [STAGE_NAMES[type(stage)] for stage in stages]
+    logits_only = any(isinstance(stage, TeacherOutputs) and stage.states == () for stage in stages)
     if len({*names} & {*ONE_OF}) > 1:
         raise RecipeError(
             f"stages: only one of {', '.join(ONE_OF)} can quantize the graph; leave the others out"
@@ -345,13 +350,16 @@ def _check_order(names: Sequence[str], logits_only: bool) -> None:
         order.insert(order.index("student"), "teacher_outputs")
     needed = {name for name in STAGES if name not in OPTIONAL}
     needed |= {"teacher_outputs"} if any(name in names for name in NEEDS_TEACHER_OUTPUTS) else set()
+    needed |= (
+        {"latency"} if any(isinstance(stage, Structured) and stage.in_time for stage in stages) else set()
+    )
     needed -= {"student"} if "subwords" in names else set()
     wanted = [name for name in order if name in needed or name in names]
     if list(names) != wanted:
         raise RecipeError(
             f"stages: {', '.join(names)} cannot run in a row; give {', '.join(wanted)} "
             f"(only {', '.join(OPTIONAL)} may be left out, {', '.join(NEEDS_TEACHER_OUTPUTS)} "
-            "need teacher_outputs, and subwords makes a student of its own)"
+            "need teacher_outputs, a budget of time needs latency, and subwords makes a student of its own)"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,16 @@ from pocketlm.models.families import layers_of
 from pocketlm.models.load import Classifier, parameters_of
 from pocketlm.models.uneven import cut_layers
 from pocketlm.prune import costs as costs_module
-from pocketlm.prune.costs import Costs, check_budget, count_bytes, measure_latency, sizes, thin
+from pocketlm.prune.costs import (
+    Costs,
+    MeasureLatency,
+    check_budget,
+    count_bytes,
+    load_latency,
+    measure_latency,
+    sizes,
+    thin,
+)
 from pocketlm.prune.gates import OPEN, Gates, HardConcrete, OpenGates, gated, shape_of
 from pocketlm.prune.structured import LEAST, Structured, by_importance, chosen, fold, lagrangian, likely
 from tests.prune.test_movement import TRAINING, context, taught  # noqa: F401
@@ -139,6 +148,28 @@ def test_latency_is_measured_for_every_size(monkeypatch: pytest.MonkeyPatch) -> 
     small = thin(classifier(layers=3), 2, 16)
     assert len(layers_of(classifier(layers=3).model)) == 3
     assert small.model.config.num_hidden_layers == 2
+
+
+def test_one_table_serves_budgets_of_time(
+    taught: Artifact,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(costs_module, "ROUNDS", 3)
+    monkeypatch.setattr(costs_module, "NEURON_SIZES", 3)
+    timed = MeasureLatency()(taught, context(tmp_path / "latency"))
+    table, whole = load_latency(timed)
+    assert table.heads == (0, 1, 2, 3, 4) and whole > 0
+    budget = table.rest * 1.2
+    for stage in (Structured(speedup=whole / budget), Structured(max_latency_ms=budget)):
+        done = replace(stage, learned=False)(timed, context(tmp_path / "cut"))
+        kept = [
+            torch.tensor([float(size) for size in done.figures["structure"][of]])
+            for of in ("heads", "neurons")
+        ]
+        assert float(table.total(*kept)) <= budget * (1 + 1e-6)
+    with pytest.raises(RecipeError, match="length=0 is out of range"):
+        MeasureLatency(length=0)
 
 
 def test_the_lagrangian_pulls_to_the_budget_and_its_multipliers_climb() -> None:

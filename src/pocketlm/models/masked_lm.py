@@ -191,7 +191,7 @@ def start_head(model: PreTrainedModel, frequencies: Mapping[int, int]) -> None:
             nn.init.zeros_(module.bias)
             if model.config.model_type == "albert":  # the way back to the width of its embeddings
                 wider = cast(Any, model).base_model.encoder.embedding_hidden_mapping_in
-                module.weight.copy_(torch.linalg.pinv(wider.weight))
+                module.weight.copy_(cast(Tensor, torch.linalg.pinv(wider.weight)))
                 module.bias.copy_(-module.weight @ wider.bias)
     counts = torch.ones(output.out_features)  # a piece that was never met is as rare as can be
     for piece, count in frequencies.items():

@@ -11,24 +11,28 @@ drift is the same for all; between the measured sizes the table is linear.
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pocketlm.artifact import Artifact, write_json
+from pocketlm.data.examples import load_split
 from pocketlm.errors import RecipeError
 from pocketlm.export.onnx import export
 from pocketlm.models.cut import keep_layers
 from pocketlm.models.families import encoder_layers, layers_of
-from pocketlm.models.load import Classifier, parameters_of
-from pocketlm.models.uneven import cut_layers
+from pocketlm.models.load import Classifier, parameters_of, student_of
+from pocketlm.models.uneven import check_even, cut_layers
 from pocketlm.quantize.int8 import quantize
 from pocketlm.runtime.pocket import physical_cores, session, threads_of_one
+from pocketlm.stage import Context
 from pocketlm.timing import interleave
 
 TIMED_LAYERS = 2
@@ -78,6 +82,47 @@ def _between(values: Tensor, known: Sequence[int], costs: Sequence[float]) -> Te
     left = right - 1
     share = (values - places[left]) / (places[right] - places[left])
     return table[left] + share * (table[right] - table[left])
+
+
+@dataclass(frozen=True)
+class MeasureLatency:
+    """Time what heads and neurons of the student cost here, once for all budgets of time.
+
+    Args:
+        length: Pieces of the text that is timed; None is the median of train.
+    """
+
+    length: int | None = None
+    timed: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.length < 1:
+            raise RecipeError(f"length={self.length} is out of range; it must be 1 or more, or null")
+
+    def __call__(self, artifact: Artifact, context: Context) -> Artifact:
+        """Adds the part `latency`, which `load_latency` reads.
+
+        Raises:
+            RecipeError: the layers of the student differ already.
+            TeacherError: the layers of this family cannot be cut one by one.
+        """
+        student = student_of(artifact)
+        check_even(student.model)
+        costs, whole = measure_latency(student, self.length or median_length(student, artifact))
+        path = context.folder / "latency.json"
+        write_json(path, {"whole_ms": whole, "costs": asdict(costs)})
+        return artifact.with_part("latency", path)
+
+
+def load_latency(artifact: Artifact) -> tuple[Costs, float]:
+    """What `measure_latency` found."""
+    found = json.loads(artifact.parts["latency"].read_text(encoding="utf-8"))
+    return Costs.of(found["costs"]), found["whole_ms"]
+
+
+def median_length(student: Classifier, artifact: Artifact) -> int:
+    """Pieces of a usual training text."""
+    return int(np.median(student.encode(load_split(artifact.parts["data"], "train").texts).lengths))
 
 
 def sizes(count: int, steps: int) -> tuple[int, ...]:

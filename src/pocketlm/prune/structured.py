@@ -14,17 +14,15 @@ the next stage trains what is left.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketlm.artifact import Artifact, write_json
+from pocketlm.artifact import Artifact
 from pocketlm.data.examples import load_split
 from pocketlm.data.sample import spread
 from pocketlm.distill.layers import Along, Distill
@@ -32,7 +30,7 @@ from pocketlm.errors import RecipeError
 from pocketlm.models.families import layers_of
 from pocketlm.models.load import Classifier, parameters_of, student_of, with_student
 from pocketlm.models.uneven import check_even, cut_layers
-from pocketlm.prune.costs import Costs, check_budget, count_bytes, measure_latency
+from pocketlm.prune.costs import Costs, check_budget, count_bytes, load_latency
 from pocketlm.prune.gates import Gates, HardConcrete, OpenGates, gated, shape_of
 from pocketlm.prune.magnitude import LOGITS
 from pocketlm.stage import Context
@@ -50,11 +48,10 @@ class Structured:
     """Learn which heads, neurons and sublayers the student can do without, and cut them away.
 
     Args:
-        speedup: Budget of one text of the usual length, in the runtime on this machine: with weights of eight
-            bits, that many times faster than the whole student in float32.
+        speedup: Budget of one text of the usual length, in the runtime on this machine (see the stage
+            `latency`): with weights of eight bits, that many times faster than the whole student in float32.
         max_latency_ms: The same in milliseconds; wins over `speedup`.
         max_size_mb: Budget of the weights, one byte each. At least one of the three is needed.
-        length: Pieces of the text that is timed; None is the median of train.
         learned: Learn gates; False cuts at once by importance (see `by_importance`), without any training.
         warmup: Share of the steps in which the budget shrinks to what is asked for.
         gate_rate: Learning rate of the gates and of the Lagrangian's multipliers.
@@ -65,14 +62,12 @@ class Structured:
     speedup: float | None = 4.0
     max_latency_ms: float | None = None
     max_size_mb: float | None = None
-    length: int | None = None
     learned: bool = True
     warmup: float = 0.5
     gate_rate: float = 0.1
     training: Distill = LOGITS
     seed: int = 0
     distributed: ClassVar[bool] = True
-    timed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         given = (self.speedup, self.max_latency_ms, self.max_size_mb)
@@ -88,6 +83,11 @@ class Structured:
                 "rate above 0"
             )
 
+    @property
+    def in_time(self) -> bool:
+        """True where a budget is one of time, which the stage `latency` has to measure before."""
+        return self.speedup is not None or self.max_latency_ms is not None
+
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Replaces the parts `student` and `untrained_student`; adds the figures `distil` and `structure`.
 
@@ -97,7 +97,7 @@ class Structured:
         """
         student = student_of(artifact)
         check_even(student.model)
-        before, budgets = parameters_of(student.model), self.budgets(student, artifact, context)
+        before, budgets = parameters_of(student.model), self.budgets(student, artifact)
         if self.learned:
             curves, (heads, neurons) = self.learn(student, artifact, context, budgets)
         else:
@@ -147,32 +147,22 @@ class Structured:
             fold(student.model, gates)
         return curves, stay
 
-    def budgets(self, student: Classifier, artifact: Artifact, context: Context) -> list[tuple[Costs, float]]:
-        """Tables of costs and what may be spent of each; time is measured once, also where a run is killed.
+    def budgets(self, student: Classifier, artifact: Artifact) -> list[tuple[Costs, float]]:
+        """Tables of costs and what may be spent of each.
 
         Raises:
             RecipeError: a budget is too small.
         """
         found: list[tuple[Costs, float]] = []
         depth = len(layers_of(student.model))
-        if self.speedup is not None or self.max_latency_ms is not None:
-            path = context.folder / "latency.json"
-            if not path.exists():
-                costs, whole = measure_latency(student, self.length or median_length(student, artifact))
-                write_json(path, {"whole_ms": whole, "costs": asdict(costs)})
-            measured = json.loads(path.read_text(encoding="utf-8"))
-            budget = self.max_latency_ms or measured["whole_ms"] / cast(float, self.speedup)
-            found.append((Costs.of(measured["costs"]), budget))
+        if self.in_time:
+            costs, whole = load_latency(artifact)
+            found.append((costs, self.max_latency_ms or whole / cast(float, self.speedup)))
             check_budget(*found[-1], depth, "ms")
         if self.max_size_mb is not None:
             found.append((count_bytes(student), self.max_size_mb * 1e6))
             check_budget(*found[-1], depth, "bytes")
         return found
-
-
-def median_length(student: Classifier, artifact: Artifact) -> int:
-    """Pieces of a usual training text."""
-    return int(np.median(student.encode(load_split(artifact.parts["data"], "train").texts).lengths))
 
 
 def lagrangian(
