@@ -270,7 +270,7 @@ def test_a_quote_that_never_closes_is_refused_before_it_fills_the_memory(write, 
         ("a.csv", b",text,label\n0,x,1\n", ["line 1: column 1 has no name"]),
         (
             "a.tsv.gz",
-            gzip.compress(b"text\tlabel\n" + b"x\t1\n" * 9)[:-12],
+            gzip.compress(b"text\tlabel\n" + b"x\t1\n" * 9, mtime=0)[:-12],
             ["a.tsv.gz, line", "cut off or damaged"],
         ),
         ("a.tsv.gz", b"text\tlabel\nx\t1\n", ["a.tsv.gz, line 1", "cut off or damaged", "download it again"]),
