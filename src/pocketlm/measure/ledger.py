@@ -34,7 +34,7 @@ class Cost:
 TEACHER_STAGES = ("finetune",)
 POCKET_STAGES = (
     *("augment", "assistant", "student", "subwords", "tinybert_general", "relations"),
-    *("teacher_outputs", "tinybert", "structured", "distill", "magnitude", "movement", "obd"),
+    *("teacher_outputs", "tinybert", "latency", "structured", "distill", "magnitude", "movement", "obd"),
     *("qat", "share", "gptq", "calibrate", "export", "int8", "static_int8", "weight_only", "pack"),
 )
 # What stages chose or found that the verdicts only put in words.
