@@ -56,6 +56,7 @@ def lines(name: str, seed: int, data: Images) -> list[dict[str, Any]]:
     model = lenet(28, seed) if name == "LeNet-300-100" else lenet_5(seed)
     fit(model, data, 20, 1.2e-3, seed)
     dense, schedule = copy.deepcopy(model), Cubic(SPARSITY[name])
+    fit(dense, data, 60, 1.2e-3, seed)  # as long as the small one is trained in all
     with pruned_gradually(model, schedule) as each_step:
         fit(model, data, 40, 1.2e-3, seed, each_step, schedule.end)
     sparsity = sparsity_of(nonzero(model))

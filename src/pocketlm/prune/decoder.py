@@ -20,9 +20,9 @@ from pocketlm.errors import DataError, RecipeError, TeacherError
 from pocketlm.models.decoder import Decoder, load_decoder, windows
 from pocketlm.progress import Progress, Quiet
 from pocketlm.prune.magnitude import parsed_pattern
-from pocketlm.prune.masks import nonzero, sparsity_of
+from pocketlm.prune.masks import keep_best, keep_n_of_m, nonzero, sparsity_of
 from pocketlm.prune.sparsegpt import sparsegpt
-from pocketlm.prune.wanda import kept, wanda
+from pocketlm.prune.wanda import wanda
 from pocketlm.stage import Context
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
@@ -35,9 +35,11 @@ Pruned = Callable[[Tensor, Tensor, float, tuple[int, int] | None], Tensor]
 def by_magnitude(
     weight: Tensor, gram: Tensor, sparsity: float, pattern: tuple[int, int] | None = None
 ) -> Tensor:
-    """The smallest weights of each output removed: the baseline of both papers."""
+    """The smallest weights of the map removed: the baseline of both papers."""
     del gram
-    return weight * kept(weight.abs(), sparsity, pattern)
+    scores = {"the map": weight.abs()}
+    mask = keep_best(scores, sparsity) if pattern is None else keep_n_of_m(scores, *pattern)
+    return weight * mask["the map"]
 
 
 METHODS: dict[Method, Pruned] = {"magnitude": by_magnitude, "wanda": wanda, "sparsegpt": sparsegpt}
