@@ -249,6 +249,7 @@ def damage_lines(seed: int, kind: LossKind = "cross-entropy") -> list[dict[str, 
     for name, side in (("digits", 8), ("mnist", 28)):
         data, model = images(name), lenet(side, seed)
         fit(model, data, 40, 1.2e-3, seed, kind=kind)
+
         def outputs(network: nn.Module, row: int, data: Images = data) -> Tensor:
             return network(data.train[row : row + 1])[0]
 
