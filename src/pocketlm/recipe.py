@@ -350,9 +350,8 @@ def _check_order(stages: Sequence[Stage]) -> None:
         order.insert(order.index("student"), "teacher_outputs")
     needed = {name for name in STAGES if name not in OPTIONAL}
     needed |= {"teacher_outputs"} if any(name in names for name in NEEDS_TEACHER_OUTPUTS) else set()
-    needed |= (
-        {"latency"} if any(isinstance(stage, Structured) and stage.in_time for stage in stages) else set()
-    )
+    in_time = any(isinstance(stage, Structured) and stage.in_time for stage in stages)
+    needed |= {"latency"} if in_time else set()
     needed -= {"student"} if "subwords" in names else set()
     wanted = [name for name in order if name in needed or name in names]
     if list(names) != wanted:

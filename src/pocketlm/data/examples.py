@@ -11,6 +11,9 @@ from typing import Any
 
 from pocketlm.artifact import Artifact
 
+MADE = "augmented.jsonl"
+"""File of the part `augmented`: texts made of others, any beginning of which covers train."""
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -72,7 +75,7 @@ def load_pool(artifact: Artifact) -> Pool:
     if unlabeled.exists():
         texts += load_texts(unlabeled)
     if "augmented" in artifact.parts:
-        texts += load_texts(artifact.parts["augmented"] / "augmented.jsonl")
+        texts += load_texts(artifact.parts["augmented"] / MADE)
     return Pool(texts, list(train.labels))
 
 

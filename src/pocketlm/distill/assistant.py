@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pocketlm.artifact import Artifact
-from pocketlm.data.examples import load_texts, save_texts
+from pocketlm.data.examples import MADE, load_texts, save_texts
 from pocketlm.distill.layers import Along, Distill
 from pocketlm.distill.teacher_outputs import TeacherOutputs
 from pocketlm.errors import RecipeError, storage_errors
@@ -106,10 +106,10 @@ class Assistant:
         )
 
     def _few_made(self, artifact: Artifact, context: Context) -> Artifact:
-        """The artifact with the first `most` of its made texts, of which any beginning covers train."""
+        """The artifact with the first `most` of its made texts."""
         if self.most is None or "augmented" not in artifact.parts:
             return artifact
-        made = load_texts(artifact.parts["augmented"] / "augmented.jsonl")
+        made = load_texts(artifact.parts["augmented"] / MADE)
         with storage_errors(context.folder):
-            save_texts(made[: self.most], context.folder / "augmented.jsonl")
+            save_texts(made[: self.most], context.folder / MADE)
         return artifact.with_part("augmented", context.folder)

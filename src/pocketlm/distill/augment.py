@@ -28,7 +28,7 @@ from pocketlm.data.augment import (
     Rates,
     augmented,
 )
-from pocketlm.data.examples import load_pool, load_split, save_texts
+from pocketlm.data.examples import MADE, load_pool, load_split, save_texts
 from pocketlm.data.sample import few, passes
 from pocketlm.errors import RecipeError, storage_errors
 from pocketlm.models.load import EVALUATION_BATCH
@@ -156,7 +156,7 @@ class Augment:
                 if len(made) == most:
                     break
         with storage_errors(context.folder):
-            save_texts(made, context.folder / "augmented.jsonl")
+            save_texts(made, context.folder / MADE)
         figures = {"texts": len(made), "by_operation": dict(sorted(counts.items())), **about}
         return artifact.with_part("augmented", context.folder).with_figures(augmented=figures)
 
