@@ -201,7 +201,9 @@ def test_what_stays_in_float_and_what_ships_packed_are_told() -> None:
     assert "1.00 ms so, and 2.00 ms" in told
     assert from_stored({"quantization": {**stored, "compute": "int8"}}) == from_stored({}) == []
     (told,) = in_float({"quantization": kept})
-    assert told.startswith("4 bits would have cost too much on valid, so 2 parts compute in float32, ")
+    assert told.startswith("4 bits would have cost too much on valid, so these parts compute in float32, ")
     assert "from weights of 8 bits: head, map_3 (0.9100, all in float32 0.9200)" in told
+    (told,) = in_float({"quantization": {**kept, "floats": ["head"]}})
+    assert "so this part computes in float32, products from weights of 8 bits: head (" in told
     (told,) = unpacked({"size_bytes": 1_500_000, "unpacked_bytes": 4_250_000})
     assert "model.pocket of 1.50 MB" in told and "4.25 MB unpacked" in told

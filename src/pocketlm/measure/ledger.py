@@ -220,10 +220,11 @@ def in_float(figures: Mapping[str, Any]) -> list[str]:
     found: Mapping[str, Any] = figures.get("quantization", {})
     if not found.get("floats"):
         return []
+    some = "this part computes" if len(found["floats"]) == 1 else "these parts compute"
     return [
-        f"{found['bits']} bits would have cost too much on valid, so {len(found['floats'])} parts compute "
-        f"in float32, products from weights of {found['floats_stored']} bits: "
-        f"{', '.join(found['floats'])} ({found['score']:.4f}, all in float32 {found['score_float']:.4f})."
+        f"{found['bits']} bits would have cost too much on valid, so {some} in float32, products from "
+        f"weights of {found['floats_stored']} bits: {', '.join(found['floats'])} "
+        f"({found['score']:.4f}, all in float32 {found['score_float']:.4f})."
     ]
 
 
