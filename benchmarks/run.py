@@ -219,7 +219,10 @@ def prune_cases() -> tuple[Case, ...]:
 
 
 def quantize_cases() -> tuple[Case, ...]:
-    """The default pocket with weights of every kind, on every task; most of them as one coded file."""
+    """The default pocket with weights of every kind, and the smaller one with some, on every task.
+
+    Most of them are one coded file.
+    """
     given, coded = (*ONE_TEACHER, *NO_CONTROLS), ("pack", "coded", True)
     floats: tuple[Override, ...] = (("int8", "matmuls", False), ("int8", "embeddings", False))
     trained = {
@@ -241,10 +244,13 @@ def quantize_cases() -> tuple[Case, ...]:
         # A row has too many values for a grid of 8 bits.
         Case("", (0,), "shared values, coded", overrides=(coded, floats[0]), more={"share": {}}),
     ]  # fmt: skip
+    # What point B needs as it is, and in the least bytes.
+    smaller = ("8 bits", "8 bits, coded", "4 bits, coded", "three values, coded")
+    cases = [replace(case, recipe="default") for case in cases] + [
+        replace(case, recipe="smaller", row=f"point-b, {case.row}") for case in cases if case.row in smaller
+    ]
     return tuple(
-        replace(case, task=task, recipe="default", overrides=(*given, *case.overrides))
-        for task in TASKS
-        for case in cases
+        replace(case, task=task, overrides=(*given, *case.overrides)) for task in TASKS for case in cases
     )
 
 

@@ -18,7 +18,10 @@ import numpy as np
 import pytest
 
 import pocketlm
+from pocketlm.export.pack import Pack
+from pocketlm.quantize.weight_only import WeightOnly
 from pocketlm.runtime.pocket import Text
+from pocketlm.stage import Context
 from tests.conftest import Made
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "web"
@@ -130,6 +133,14 @@ def check(pocket: Path, texts: Sequence[Text], folder: Path) -> None:
 def test_a_page_classifies_fifty_texts_as_python_does(made: Made, tmp_path: Path) -> None:
     assert len(TEXTS) == 50
     check(made.pocket, TEXTS, tmp_path)
+
+
+def test_a_page_multiplies_weights_of_four_bits(made: Made, tmp_path: Path) -> None:
+    context = Context(tmp_path / "stage", tmp_path / "stage")
+    context.folder.mkdir()
+    packed = Pack()(WeightOnly(tolerance=None)(made.artifact("Export"), context), context)
+    (tmp_path / "page").mkdir()
+    check(packed.parts["pocket"], TEXTS, tmp_path / "page")
 
 
 def test_a_page_reads_pairs(pocket_of_pairs: Path, tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def card(pocket: Mapping[str, Any]) -> str:
                 "take `model.onnx` and `tokenizer.json`.",
             ]
             if "model.pocket" in section(pocket, "files")
-            else ["A device needs `model.onnx` and `tokenizer.json`."]
+            else [
+                "A device needs `model.onnx` and `tokenizer.json`; pocketlm and its page read the labels from",
+                "`pocket.json`.",
+            ]
         ),
         f"`model.safetensors` is the same model before quantization, {_transformers(pocket)}",
         "`report.html` says how every figure was measured, `pocket.json` holds them all, with the recipe",
