@@ -389,6 +389,36 @@ def test_tokens_come_as_lists_or_as_strings(run, tmp_path: Path) -> None:
     assert splits(listed)["train"].texts[0][0].split()[2] == "Rome"
 
 
+@pytest.mark.parametrize("last", ["E", "L"])
+def test_tags_that_tell_the_last_word_are_read_as_bio(run, tmp_path: Path, last: str) -> None:
+    single = {"E": "S", "L": "U"}[last]
+    tags = ["O", "B-city", f"{last}-city", f"{single}-time"]
+    rows = [{"tokens": [f"to{n}", "New", "York", "now"], "tags": tags} for n in range(20)]
+    lacking = {"tokens": ["to", "Bari"], "tags": ["O", f"{single}-harbour"]}
+    test = write_jsonl(tmp_path / "test.jsonl", [rows[0], lacking])
+    artifact, said = run(Prepare(), train=write_jsonl(tmp_path / "a.jsonl", rows), test=test)
+    assert artifact.task.tags == ("B-city", "B-time", "I-city", "O")
+    assert splits(artifact)["test"].labels == [["O", "B-city", "I-city", "B-time"], ["O", "B-harbour"]]
+    assert any("BIOES" in line for line in said)
+
+
+def test_intents_stay_beside_tags_that_are_read_as_bio(run, tmp_path: Path) -> None:
+    rows = [
+        {"tokens": f"go {n} Rome", "slots": "O O S-city", "intent": ("go", "fly")[n % 2]} for n in range(20)
+    ]
+    rows.append({"tokens": "go to Rio Branco", "slots": "O O B-city E-city", "intent": "go"})
+    artifact, _ = run(Prepare(), train=write_jsonl(tmp_path / "a.jsonl", rows))
+    assert artifact.task.kind == "joint" and set(artifact.task.tags) <= {"B-city", "I-city", "O"}
+    assert {label["intent"] for label in splits(artifact)["train"].labels} == {0, 1}
+
+
+@pytest.mark.parametrize("tags", ["O B-city I-city", "O E-mail name", "O S-x S-x", "B-x E-mail name"])
+def test_other_tags_are_read_as_they_are(run, tmp_path: Path, tags: str) -> None:
+    rows = [{"tokens": f"a b c{n}", "tags": tags} for n in range(20)]
+    artifact, said = run(Prepare(), train=write_jsonl(tmp_path / "a.jsonl", rows))
+    assert splits(artifact)["train"].labels[0] == tags.split() and not any("BIOES" in line for line in said)
+
+
 def test_a_tag_that_train_lacks_is_kept_and_counted(run, tmp_path: Path) -> None:
     row = {"tokens": "fly to Rome", "slots": "O O B-city", "intent": "fly"}
     train = [row, {**row, "intent": "book"}, {**row, "tokens": "go to Bari"}]

@@ -114,8 +114,8 @@ def in_a_page(pocket: Path, texts: Sequence[Text], folder: Path) -> Any:
             browser.wait()
 
 
-def check(pocket: Path, texts: Sequence[Text], folder: Path) -> None:
-    """The same pieces, logits and answers in both."""
+def check(pocket: Path, texts: Sequence[Text], folder: Path, usual: float = 1e-5) -> None:
+    """The same pieces, logits and answers in both; most logits no more than `usual` apart."""
     known = pocketlm.load(pocket)
     page = in_a_page(pocket, texts, folder)
     assert isinstance(page, list), page
@@ -124,7 +124,7 @@ def check(pocket: Path, texts: Sequence[Text], folder: Path) -> None:
     logits = np.concatenate([known.logits([text]) for text in texts])
     apart = np.abs(np.array([one["logits"] for one in page]) - logits)
     # Of 8 bits, one that is rounded the other way is seen in a text's logits; most texts have none.
-    assert np.quantile(apart, 0.8) < 1e-5 and apart.max() < 0.05 * np.ptp(logits)
+    assert np.quantile(apart, 0.8) < usual and apart.max() < 0.05 * np.ptp(logits)
     predicted = [known.predict([text])[0] for text in texts]
     assert [one["label"] for one in page] == [one.label for one in predicted]
     assert np.allclose([one["score"] for one in page], [one.score for one in predicted], atol=0.02)
@@ -140,7 +140,8 @@ def test_a_page_multiplies_weights_of_four_bits(made: Made, tmp_path: Path) -> N
     context.folder.mkdir()
     packed = Pack()(WeightOnly(tolerance=None)(made.artifact("Export"), context), context)
     (tmp_path / "page").mkdir()
-    check(packed.parts["pocket"], TEXTS, tmp_path / "page")
+    # Python's kernel rounds what it multiplies these weights by to 8 bits, the page's does not.
+    check(packed.parts["pocket"], TEXTS, tmp_path / "page", usual=0.05)
 
 
 def test_a_page_reads_pairs(pocket_of_pairs: Path, tmp_path: Path) -> None:

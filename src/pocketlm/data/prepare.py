@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pocketlm.data.folder import find_splits, read_split
 from pocketlm.data.read import Row, Table, Value
 from pocketlm.data.split import check_fraction, cut, sample
 from pocketlm.data.unlabeled import new_texts, normalised, read_unlabeled
-from pocketlm.data.word_labels import items, joined, read_answer, read_tags
+from pocketlm.data.word_labels import ends_are_tagged, in_bio, items, joined, read_answer, read_tags
 from pocketlm.errors import DataError, RecipeError, storage_errors
 from pocketlm.progress import Progress
 from pocketlm.stage import Context
@@ -111,6 +111,8 @@ class Prepare:
         dropped = {split: counts for split, (_, counts) in loaded.items()}
         rows = {split: kept for split, (kept, _) in loaded.items()}
         _say_dropped(dropped, context.progress)
+        if columns.kind in ("tokens", "joint"):
+            rows = _in_bio(rows, context.progress)
 
         pair = len(columns.text) == 2
         whole = rows["train"]
@@ -282,6 +284,19 @@ class _Rows:
             [self.labels[place] for place in places],
         )
 
+    @property
+    def tags(self) -> list[list[str]]:
+        """Those of rows that have some: they are the label, or stand in it beside an intent."""
+        return [label["tags"] if isinstance(label, dict) else label for label in self.labels]
+
+    def with_tags(self, named: Callable[[str], str]) -> _Rows:
+        """Every tag by another name."""
+        rows = [[named(tag) for tag in row] for row in self.tags]
+        pairs = zip(self.labels, rows, strict=True)
+        return replace(
+            self, labels=[{**label, "tags": row} if isinstance(label, dict) else row for label, row in pairs]
+        )
+
     def with_lists(self, separator: str) -> _Rows:
         """Each label as the list of names that it spells."""
         return replace(self, labels=[items(label, separator) for label in self.labels])
@@ -330,6 +345,13 @@ def _unlabeled(
 
 def _text(value: Value) -> str:
     return "" if value is None else str(value)
+
+
+def _in_bio(rows: Mapping[str, _Rows], progress: Progress) -> Mapping[str, _Rows]:
+    if not ends_are_tagged({tag for row in rows["train"].tags for tag in row}):
+        return rows
+    progress.say("the tags also tell the last word of a span (BIOES, BILOU); they are read as B and I")
+    return {split: kept.with_tags(in_bio) for split, kept in rows.items()}
 
 
 def _say_dropped(dropped: Mapping[str, Mapping[str, int]], progress: Progress) -> None:

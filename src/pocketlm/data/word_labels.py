@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 from pocketlm.data.read import Row, Value
 from pocketlm.errors import DataError
-from pocketlm.tasks.task import Task
+from pocketlm.tasks.task import OUTSIDE, Task
 from pocketlm.tasks.words import words_of
 
 _QUESTION = Task("qa", pair=True)
+_BIO_OF = {"E": "I", "L": "I", "S": "B", "U": "B"}
 
 
 def json_value(value: Value) -> Any:
@@ -73,6 +74,29 @@ def read_tags(value: Value, tokens: Sequence[str], where: str) -> list[str]:
             "write their names, such as O, B-city and I-city"
         )
     return tags
+
+
+def ends_are_tagged(tags: Collection[str]) -> bool:
+    """True where the tags of a data set tell a span's last word, too.
+
+    BIOES has E for it, BILOU L; a span of one word is S or U (Ratinov and Roth 2009,
+    https://aclanthology.org/W09-1119/, section 5).
+    """
+    named = {*tags} - {OUTSIDE}
+    fit = all(re.fullmatch("[BIELSU]-.+", tag) for tag in named)
+    letters = {tag[:1] for tag in named}
+    return fit and "B" in letters and not letters <= {"B", "I"}
+
+
+def in_bio(tag: str) -> str:
+    """A tag of BIOES or BILOU by its name in BIO: the same spans in fewer tags.
+
+    Example:
+        >>> in_bio("E-city"), in_bio("S-day"), in_bio("O")
+        ('I-city', 'B-day', 'O')
+    """
+    letter, dash, kind = tag.partition("-")
+    return _BIO_OF.get(letter, letter) + dash + kind
 
 
 def read_answer(row: Row, label: str, start: str | None, context: str, where: str) -> dict[str, Any] | None:

@@ -53,7 +53,7 @@ def card(pocket: Mapping[str, Any]) -> str:
             ]
             if "model.pocket" in section(pocket, "files")
             else [
-                "A device needs `model.onnx` and `tokenizer.json`; pocketlm and its page read the labels from",
+                "A device needs `model.onnx` and `tokenizer.json`; pocketlm and its page read labels from",
                 "`pocket.json`.",
             ]
         ),
