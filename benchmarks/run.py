@@ -152,6 +152,7 @@ def distill_cases() -> tuple[Case, ...]:
     # No larger than the students of the papers, which the two points are not.
     tiny = shaped(layers=2, hidden_size=96, heads=4, intermediate_size=192, vocabulary=2800)
     wide = shaped(layers=4, hidden_size=384, heads=12, intermediate_size=1536, vocabulary=12_000)
+    wide = (*wide, ("student", "vocabulary_from", "language"))  # docs/experiments/0017
     cases += [
         Case(task, (0,), size, recipe=recipe, overrides=(*given, *shape))
         for size, recipe, shape in (("0.5 MB", "smaller", tiny), ("12 MB", "default", wide))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,10 +118,7 @@ def test_special_tokens_stand_where_they_stood(
 @NO_DEADLINE
 def test_where_every_piece_is_kept_nothing_changes(kind: str, text: str, other: str) -> None:
     teacher = tokenizer(kind)
-    with pytest.MonkeyPatch.context() as patch:
-        every = Counter(teacher.get_vocab().values())
-        patch.setattr("pocketlm.tokenization.trim.count_pieces", lambda *_: every)
-        trimmed = trim(teacher, [], EVERYTHING)
+    trimmed = trim(teacher, [], EVERYTHING, unseen=True)
     assert len(trimmed.teacher_ids) == teacher.get_vocab_size()
     for wanted, got in (
         (teacher.encode(text), trimmed.tokenizer.encode(text)),
@@ -166,6 +162,29 @@ def test_equally_frequent_pieces_are_taken_in_their_old_order() -> None:
     needed = len(trim(tokenizer(), texts, 0).teacher_ids)
     pieces = pieces_of(trim(tokenizer(), texts, needed + 1))
     assert "plot" in pieces and "scene" not in pieces
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(size=st.integers(0, 420))
+@NO_DEADLINE
+def test_pieces_that_texts_lack_fill_the_room_behind_theirs(kind: str, size: int) -> None:
+    teacher = tokenizer(kind)
+    alone, filled = (trim(teacher, TRAINING, size, unseen=unseen) for unseen in (False, True))
+    kept, more = {*alone.teacher_ids}, {*filled.teacher_ids}
+    assert kept <= more
+    if len(kept) < size < teacher.get_vocab_size() and kind == "wordpiece":
+        lacking = [index for index in range(teacher.get_vocab_size()) if index not in kept]
+        assert more == kept | {*lacking[: size - len(kept)]}  # the lowest first
+
+
+def test_letters_that_are_left_out_do_not_come_back_to_fill_the_room() -> None:
+    filled, whole = (
+        trim(tokenizer(), [("a plot",)], EVERYTHING, scripts, unseen=True) for scripts in ("used", "all")
+    )
+    scripts = [
+        {script_of(letter) for piece in pieces_of(one) for letter in str(piece)} for one in (filled, whole)
+    ]
+    assert scripts[0] == {None} and "CJK" in scripts[1]
 
 
 def test_a_teachers_truncation_and_padding_hide_nothing() -> None:

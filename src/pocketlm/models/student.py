@@ -85,8 +85,8 @@ class BuildStudent:
             by `saliency`: those from which the others follow best.
         refit: Fit the maps to the teacher's states after the cut. None: where hidden units, heads
             or the table are cut.
-        vocabulary_from: The `teacher`'s pieces that the training texts use, or pieces learned from that
-            `text`.
+        vocabulary_from: The `teacher`'s pieces that the training texts use; these and, in the room they
+            leave, the most usual others of its `language`; or pieces learned from the `text`.
         seed: Of random weights.
     """
 
@@ -100,12 +100,14 @@ class BuildStudent:
     init: Literal["teacher", "random"] = "teacher"
     width: Literal["saliency", "projection"] = "projection"
     refit: bool | None = None
-    vocabulary_from: Literal["teacher", "text"] = "teacher"
+    vocabulary_from: Literal["teacher", "language", "text"] = "teacher"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.vocabulary_from == "text" and self.vocabulary is None:
-            raise RecipeError("vocabulary_from=text needs a size; set vocabulary to a number such as 5000")
+        if self.vocabulary_from != "teacher" and self.vocabulary is None:
+            raise RecipeError(
+                f"vocabulary_from={self.vocabulary_from} needs a size; set vocabulary, to 5000 for example"
+            )
 
     def __call__(self, artifact: Artifact, context: Context) -> Artifact:
         """Adds the parts `student` and `untrained_student` and the figures of its shape and parameters.
@@ -215,7 +217,8 @@ class BuildStudent:
             shared = {index: known[piece] for piece, index in pieces.items() if piece in known}
             set_pieces(model, embed_pieces(model, source.tokenizer, tokenizer), shared)
         elif self.vocabulary is not None:
-            trimmed = trim(source.tokenizer, texts, self.vocabulary, self.scripts)
+            unseen = self.vocabulary_from == "language"
+            trimmed = trim(source.tokenizer, texts, self.vocabulary, self.scripts, unseen)
             tokenizer = trimmed.tokenizer
             keep_pieces(model, trimmed.teacher_ids)
         keep_positions(model, source.max_length)

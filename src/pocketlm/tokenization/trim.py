@@ -49,12 +49,13 @@ def trim(
     texts: Iterable[Sequence[str]],
     size: int,
     scripts: Scripts = "all",
+    unseen: bool = False,
 ) -> Trimmed:
     """Keep the `size` pieces that matter most for `texts`.
 
     Special tokens and the pieces that spelling needs are kept first; the rest of the room goes to
-    the pieces most frequent in `texts` (ties: the lower id). Pieces that `texts` never use are not
-    kept, so the result may be smaller than `size`; where spelling alone needs more, it is larger.
+    the pieces most frequent in `texts` (ties: the lower id). Where spelling alone needs more, the result
+    is larger than `size`; it is smaller where the texts use fewer, unless `unseen` pieces take that room.
 
     Args:
         tokenizer: The teacher's tokenizer.
@@ -62,6 +63,8 @@ def trim(
         size: Wanted number of pieces.
         scripts: `used` leaves out the letters of scripts that `texts` never use; a word in another script
             becomes unknown. Latin letters, digits and signs are always kept.
+        unseen: Fill what room is left with pieces that `texts` never use, the lowest id first: a vocabulary
+            made by training is in about the order of frequency.
 
     Raises:
         TeacherError: the tokenizer is not WordPiece, BPE or Unigram.
@@ -72,13 +75,17 @@ def trim(
     ids = {**pieces, **{token["content"]: token["id"] for token in spec["added_tokens"]}}
     by_id = {index: piece for piece, index in ids.items()}
     merged_from = _merged_from(spec["model"])
-    needed = _spelling(spec["model"], pieces)
+    allowed = {piece for piece in pieces if not _UNUSED.fullmatch(piece)}
     if scripts == "used":
         used = {script_of(character) for example in texts for text in example for character in text}
-        needed = {piece for piece in needed if _scripts_of(piece, spec["model"]) <= used | {None}}
-    kept = {token["content"] for token in spec["added_tokens"]} | needed
+        allowed = {piece for piece in allowed if _scripts_of(piece, spec["model"]) <= used | {None}}
+    kept = {token["content"] for token in spec["added_tokens"]}
+    kept |= _spelling(spec["model"], pieces) & allowed
     counts = count_pieces(tokenizer, texts)
-    for index in sorted(counts, key=lambda index: (-counts[index], index)):
+    order = sorted(counts, key=lambda index: (-counts[index], index))
+    if unseen:
+        order += sorted(ids[piece] for piece in allowed if ids[piece] not in counts)
+    for index in order:
         if len(kept) >= size:
             break
         more = kept | _closure(by_id[index], merged_from)
@@ -144,7 +151,7 @@ def _spelling(model: Mapping[str, Any], pieces: Mapping[str, int]) -> set[str]:
         keep.add(model["vocab"][model["unk_id"]][0])
     if unknown := model.get("unk_token"):
         keep.add(unknown)
-    return {piece for piece in keep if not _UNUSED.fullmatch(piece)}
+    return keep
 
 
 def _scripts_of(piece: str, model: Mapping[str, Any]) -> set[str | None]:
