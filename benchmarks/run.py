@@ -129,7 +129,7 @@ class Case:
         return path
 
 
-def shaped(**fields: int) -> tuple[Override, ...]:
+def shaped(**fields: int | str) -> tuple[Override, ...]:
     """The default's student in another shape."""
     return tuple(("student", name, value) for name, value in fields.items())
 
@@ -151,8 +151,10 @@ def distill_cases() -> tuple[Case, ...]:
     given = (*ONE_TEACHER, *NO_CONTROLS)
     # No larger than the students of the papers, which the two points are not.
     tiny = shaped(layers=2, hidden_size=96, heads=4, intermediate_size=192, vocabulary=2800)
-    wide = shaped(layers=4, hidden_size=384, heads=12, intermediate_size=1536, vocabulary=12_000)
-    wide = (*wide, ("student", "vocabulary_from", "language"))  # docs/experiments/0017
+    wide = shaped(
+        layers=4, hidden_size=384, heads=12, intermediate_size=1536, vocabulary=12_000,
+        vocabulary_from="language",
+    )  # fmt: skip
     cases += [
         Case(task, (0,), size, recipe=recipe, overrides=(*given, *shape))
         for size, recipe, shape in (("0.5 MB", "smaller", tiny), ("12 MB", "default", wide))
