@@ -8,8 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from pocketlm.quantize.stored import store_products
+from pocketlm.runtime.pocket import load
 from tests.conftest import Made
 from tests.test_house import faults
 
@@ -126,3 +131,28 @@ def test_a_pruned_decoder_becomes_a_line_of_the_schema(bench) -> None:
     assert [(line["kind"], line["score"]) for line in lines] == [
         ("teacher", 20.0), ("control", 40.0), ("pocket", 40.0)
     ]  # fmt: skip
+
+
+def test_the_floor_counts_products_with_stored_weights(bench, made: Made, tmp_path: Path) -> None:
+    runtime, pocket = bench("runtime"), load(made.pocket, 1)
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "map"], ["out"]),
+    ]
+    weights = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", "length", 64])],
+        [numpy_helper.from_array(weights, name) for name in ("table", "map")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    texts, found = ["a good film", "night"], list[tuple[float, int]]()
+    for name, change in (("float", lambda _: None), ("stored", store_products)):
+        change(model)
+        onnx.save(model, tmp_path / name)
+        computed = runtime.opened(tmp_path / name)
+        found.append((runtime.multiplications(computed, pocket, texts), runtime.weight_bytes(computed)))
+    pieces = 2 * max(len(one) for one in pocket.encode(texts))
+    assert found == [(pieces * 64 * 64, 4 * 64 * 64)] * 2

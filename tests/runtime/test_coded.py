@@ -19,6 +19,8 @@ from hypothesis.extra import numpy as hnp
 from pocketlm import load
 from pocketlm.errors import PocketError
 from pocketlm.export.code import code_pocket
+from pocketlm.export.pack import shipped, shipped_bytes
+from pocketlm.measure.fresh import peak_ram_bytes
 from pocketlm.runtime import coded
 from pocketlm.runtime.coded import decode, encode, read_coded, write_coded
 from tests.conftest import Made
@@ -39,8 +41,13 @@ def test_a_tensor_comes_out_as_it_went_in(values: np.ndarray) -> None:
 def test_so_does_one_of_few_numbers(values: np.ndarray) -> None:
     entry, words = encode(values)
     assert np.array_equal(decode(json.loads(json.dumps(entry)), words.astype(np.uint32)), values)
-    with pytest.raises(ValueError, match="300 values are too many"):
-        encode(np.arange(300, dtype=np.float32))
+
+
+def test_three_codebooks_fit_in_one_tensor() -> None:
+    values = np.random.default_rng(0).integers(0, 3 * 256, (40, 60)).astype(np.float32)
+    assert np.array_equal(decode(*encode(values)), values)
+    with pytest.raises(ValueError, match="900 values are too many"):
+        encode(np.arange(900, dtype=np.float32))
 
 
 def test_few_values_take_few_bits() -> None:
@@ -169,6 +176,11 @@ def test_the_one_file_says_what_the_folder_says(made: Made, tmp_path: Path) -> N
     assert one.predict(texts) == folder.predict(texts) and one.task == folder.task
     sizes = [file.stat().st_size for file in (path, made.pocket / "model.onnx")]
     assert sizes[0] < sizes[1]
+    assert shipped(tmp_path) == path and shipped_bytes(tmp_path) == sizes[0]
+    assert shipped(made.pocket) == made.pocket and shipped_bytes(made.pocket) > sizes[1]
+    # Memory and start are measured of what ships: unpacked, it takes more than its bytes.
+    memory = peak_ram_bytes(shipped(tmp_path), texts, threads=1)
+    assert memory is None or memory > sizes[1]
 
 
 def test_what_is_no_file_of_ours_is_told(made: Made, tmp_path: Path) -> None:

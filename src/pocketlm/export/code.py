@@ -23,7 +23,7 @@ def code_pocket(path: Path, info: Mapping[str, Any], graph: Path, tokenizer: Pat
     Args:
         path: Where.
         info: Of `pocket.json`, what the runtime needs.
-        graph: ONNX; its tensors of at most 256 values are entropy-coded, all else is packed as it is.
+        graph: ONNX; its tensors of few values are entropy-coded, all else is packed as it is.
         tokenizer: `tokenizer.json`.
     """
     model, tensors = without_tensors(onnx.load(graph))

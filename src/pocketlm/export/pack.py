@@ -85,8 +85,13 @@ def described_files(folder: Path) -> dict[str, dict[str, str | int]]:
     }
 
 
+def shipped(folder: Path) -> Path:
+    """What a device opens of a pocket: its one file, or the folder where there is none."""
+    return folder / ONE_FILE if (folder / ONE_FILE).exists() else folder
+
+
 def shipped_bytes(folder: Path) -> int:
     """Bytes of what a device needs in order to predict: the graph and the tokenizer, or both in one file."""
-    if (folder / ONE_FILE).exists():
-        return (folder / ONE_FILE).stat().st_size
-    return sum((folder / name).stat().st_size for name in RUNTIME_FILES)
+    opened = shipped(folder)
+    files = [opened] if opened.is_file() else [folder / name for name in RUNTIME_FILES]
+    return sum(path.stat().st_size for path in files)

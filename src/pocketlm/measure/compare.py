@@ -16,7 +16,7 @@ from pocketlm.artifact import Artifact, write_json
 from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import RecipeError
 from pocketlm.export.onnx import export
-from pocketlm.export.pack import FORMAT, described_files, shipped_bytes
+from pocketlm.export.pack import FORMAT, described_files, shipped, shipped_bytes
 from pocketlm.measure.controls import scored_row
 from pocketlm.measure.energy import METHOD_TEXT, Meter, request_energy
 from pocketlm.measure.fresh import peak_ram_bytes, start_ms
@@ -119,14 +119,9 @@ def compare(
             {name: many_texts(run, texts) for name, run in runs.items()}, len(texts), BATCH, how.batches
         )
         advance(1)
-        ram = {
-            "teacher": peak_ram_bytes(teacher_pocket, texts[:RAM_TEXTS], threads),
-            "pocket": peak_ram_bytes(pocket_folder, texts[:RAM_TEXTS], threads),
-        }
-        start = {
-            "teacher": start_ms(teacher_pocket, texts[0], threads),
-            "pocket": start_ms(pocket_folder, texts[0], threads),
-        }
+        opened = {"teacher": teacher_pocket, "pocket": shipped(pocket_folder)}
+        ram = {name: peak_ram_bytes(path, texts[:RAM_TEXTS], threads) for name, path in opened.items()}
+        start = {name: start_ms(path, texts[0], threads) for name, path in opened.items()}
         advance(1)
         request_wh = {name: energy_of(run, texts[:ENERGY_TEXTS]) for name, run in runs.items()}
         with Meter() as meter:

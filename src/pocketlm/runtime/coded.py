@@ -37,7 +37,8 @@ MAGIC = b"pocketlm"
 FORMAT = 1
 PARTS = ("pocket.json", "tokenizer.json", "model.onnx")
 TYPES = ("int8", "uint8", "float32")
-MOST_VALUES = 256
+MOST_VALUES = 3 * 256
+"""Of a tensor of float32: queries, keys and values are one matrix in a graph, each with values of its own."""
 MOST_EXPANDED = 64
 """All parts and tensors of a file of n bytes have at most so many times n bytes and numbers together."""
 MOST_INDEX = 4 * 2**20
@@ -69,7 +70,7 @@ def encode(values: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     """Entropy-code a tensor.
 
     Args:
-        values: int8 or uint8, or float32 of at most 256 values; of any shape, and not empty.
+        values: int8 or uint8, or float32 of at most `MOST_VALUES` values; of any shape, and not empty.
 
     Returns:
         Its entry of the index, without a name, and the words, u32.
