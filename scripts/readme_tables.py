@@ -10,8 +10,8 @@ median over its seeds, and the smallest and largest value behind it. A block of 
 (teacher, row) that was distilled, over its tasks; one of `parts` has the scores that stand beside a task's
 headline; one of `ablation` has a recipe of `distill.jsonl`, such as `tinybert`, and what it is without each
 of its parts; one of `sparse` has a study of `prune.jsonl`, such as `decoder`. Results are only ever
-appended, so of a seed measured twice the newest line counts, and lines of an older recipe or of another
-machine than the newest line's do not.
+appended, so of a seed measured twice the newest line counts, and lines of an older recipe than the newest
+line's do not. What a clock says is a median over those of the newest line's machine alone.
 
     python scripts/readme_tables.py            rewrite
     python scripts/readme_tables.py --check    exit with 1 if a block is stale
@@ -38,8 +38,8 @@ DISTILLED = ("pocket", "paper-recipe")
 KINDS = ("teacher", "pocket", "control", "peer", "paper-recipe")
 PARTS = {"in_scope_accuracy": "in scope alone", "intent_accuracy": "intent", "span_f1": "slot F1"}
 
-ALIKE = ("recipe_sha256", "machine", "isa")
-"""What the lines of one median share."""
+CLOCKED = ("p50_ms", "faster_x", "faster_x_eager_torch", "make_minutes", "energy_wh")
+"""What is another on another machine; a score is not, but for rounding."""
 
 PICTURE = Path("docs/demo.svg")
 PICTURE_SIZE = (880, 420)
@@ -69,19 +69,36 @@ def read_results(path: Path) -> list[Line]:
 def current(lines: Sequence[Line]) -> dict[Key, list[Line]]:
     """Group by (teacher, row, kind, method, task); within a group the newest line of each seed.
 
-    Lines of another recipe or machine than the newest line of the group are left out: a median
-    over two recipes describes neither.
+    Lines of another recipe than the newest line of the group are left out: a median over two recipes
+    describes neither.
     """
     groups: dict[Key, list[Line]] = {}
     for line in lines:
         key = (line["teacher"], line["row"], line["kind"], line["method"], line["task"])
         groups.setdefault(key, []).append(line)
     for key, group in groups.items():
-        newest = max(group, key=lambda line: line["when"])
-        alike = [line for line in group if all(line[name] == newest[name] for name in ALIKE)]
+        recipe = newest(group)["recipe_sha256"]
+        alike = [line for line in group if line["recipe_sha256"] == recipe]
         by_seed = {line["seed"]: line for line in sorted(alike, key=lambda line: line["when"])}
         groups[key] = [by_seed[seed] for seed in sorted(by_seed)]
     return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
+
+
+def newest(group: Sequence[Line]) -> Line:
+    """The line that was measured last."""
+    return max(group, key=lambda line: line["when"])
+
+
+def clocked(group: Sequence[Line]) -> list[Line]:
+    """The lines of the newest one's machine."""
+    last = newest(group)
+    return [line for line in group if all(line[name] == last[name] for name in ("machine", "isa"))]
+
+
+def values(group: Sequence[Line], name: str) -> list[float]:
+    """A figure of a group's lines, where it was measured."""
+    lines = clocked(group) if name in CLOCKED else group
+    return [line[name] for line in lines if line[name] is not None]
 
 
 def _order(key: Key) -> tuple[str, str, int]:
@@ -89,9 +106,9 @@ def _order(key: Key) -> tuple[str, str, int]:
     return teacher, task, KINDS.index(kind)
 
 
-def spread(values: Sequence[float | None], show: Callable[[float], str]) -> str:
+def spread(found: Sequence[float | None], show: Callable[[float], str]) -> str:
     """The median, with the smallest and the largest value behind it where they read differently."""
-    known = [value for value in values if value is not None]
+    known = [value for value in found if value is not None]
     if not known:
         return "–"
     low, middle, high = show(min(known)), show(median(known)), show(max(known))
@@ -103,7 +120,7 @@ def score(group: Sequence[Line]) -> str:
     factor, digits = (100, 1) if group[0]["metric"] in PERCENT_METRICS else (1, 3)
 
     def middle(name: str) -> float | None:
-        known = [line[name] for line in group if line[name] is not None]
+        known = values(group, name)
         return median(known) * factor if known else None
 
     value, low, high = middle("score"), middle("score_low"), middle("score_high")
@@ -219,8 +236,8 @@ def ablation(lines: Sequence[Line], name: str) -> str:
 
 
 def _ablated(key: Key, group: Sequence[Line]) -> list[str]:
-    kept = spread([line["retention_pct"] for line in group], lambda value: f"{value:.1f} %")
-    return [key[4], score(group), kept, spread([line["make_minutes"] for line in group], significant)]
+    kept = spread(values(group, "retention_pct"), lambda value: f"{value:.1f} %")
+    return [key[4], score(group), kept, spread(values(group, "make_minutes"), significant)]
 
 
 def sparse(lines: Sequence[Line]) -> str:
@@ -231,10 +248,8 @@ def sparse(lines: Sequence[Line]) -> str:
     rows = [head, [*["---"] * 3, *["---:"] * 3]]
     for (network, row, _, _, task), group in current(lines).items():
         metric = group[0]["metric"]
-        measured = spread(
-            [line["score"] for line in group], _percent if metric in PERCENT_METRICS else significant
-        )
-        removed = spread([line["sparsity"] for line in group], lambda value: f"{value:.0%}")
+        measured = spread(values(group, "score"), _percent if metric in PERCENT_METRICS else significant)
+        removed = spread(values(group, "sparsity"), lambda value: f"{value:.0%}")
         # What is measured once at every sparsity has it in its name, too.
         what = re.sub(r", [\d.]+%$", "", row.partition(": ")[2])
         rows.append([network, task, what, removed, f"{measured} {metric}", str(len(group))])
@@ -251,7 +266,7 @@ def _percent(value: float) -> str:
 
 def _cells(key: Key, group: Sequence[Line]) -> list[str]:
     def of(name: str, show: Callable[[float], str] = significant) -> str:
-        return spread([line[name] for line in group], show)
+        return spread(values(group, name), show)
 
     def times(value: float) -> str:
         return f"{significant(value)}x"
@@ -280,8 +295,10 @@ def source(groups: Mapping[Key, Sequence[Line]]) -> str:
     machines = sorted({f"{line['machine']} ({', '.join(line['isa'])})" for line in lines})
     seeds = max(len(group) for group in groups.values())
     behind = "One seed" if seeds == 1 else f"Median of up to {seeds} seeds (smallest to largest)"
+    mixed = any(len(clocked(group)) < len(group) for group in groups.values())
+    places = "; ".join(machines) + ("; times of the newest line's machine alone" if mixed else "")
     return (
-        f"*{behind} on the {all_of('split')} split; {'; '.join(machines)}; {all_of('threads')} threads; "
+        f"*{behind} on the {all_of('split')} split; {places}; {all_of('threads')} threads; "
         f"energy: {all_of('energy_method')}; "
         f"commit {', '.join(sorted({str(line['commit'])[:9] for line in lines}))}.*"
     )
@@ -323,7 +340,7 @@ def picture(lines: Sequence[Line]) -> str:
 
 
 def _median(group: Sequence[Line], name: str) -> float | None:
-    known = [line[name] for line in group if line[name] is not None]
+    known = values(group, name)
     return median(known) if known else None
 
 

@@ -169,11 +169,19 @@ def test_a_seed_measured_again_replaces_its_older_line() -> None:
         assert row[head.index("p50, ms")] == "1.00"
 
 
-@pytest.mark.parametrize("changed", [{"recipe_sha256": "bb"}, {"machine": "four cores"}, {"isa": ["avx512"]}])
-def test_older_recipe_or_machine_is_left_out(changed: dict[str, Any]) -> None:
-    lines = [line(seed=1, p50_ms=9.0, **changed), line(seed=0, p50_ms=1.0, when="2026-02-01")]
+def test_an_older_recipe_is_left_out() -> None:
+    lines = [line(seed=1, score=0.5, recipe_sha256="bb"), line(seed=0, when="2026-02-01")]
     head, _, row = rows(tables.table(lines))
-    assert row[head.index("p50, ms")] == "1.00"
+    assert row[head.index("accuracy [interval]")].startswith("80.0")
+
+
+@pytest.mark.parametrize("changed", [{"machine": "four cores"}, {"isa": ["avx512"]}])
+def test_of_another_machine_scores_count_and_times_do_not(changed: dict[str, Any]) -> None:
+    lines = [line(seed=1, p50_ms=9.0, score=0.6, **changed), line(seed=0, p50_ms=1.0, when="2026-02-01")]
+    table = tables.table(lines)
+    head, _, row = rows(table)
+    assert row[head.index("p50, ms")] == "1.00" and row[head.index("accuracy [interval]")].startswith("70.0")
+    assert "; times of the newest line's machine alone; 2 threads" in table
 
 
 def test_every_kind_of_processor_behind_a_table_is_named() -> None:
