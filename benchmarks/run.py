@@ -243,6 +243,9 @@ def quantize_cases() -> tuple[Case, ...]:
         Case("", (0,), "4 bits, trained", more={**trained["4 bits"], "weight_only": {}}, less="int8"),
         Case("", (0,), "8 bits, coded", overrides=(coded,)),
         *(Case("", (0,), f"{name}, coded", overrides=(coded,), more=more) for name, more in trained.items()),
+        # What the others gain by the training alone: 8 bits are as good as float32.
+        Case("", (0,), "8 bits, trained, coded", overrides=(coded,),
+             more={"qat": {"weight_bits": 8, "embedding_bits": 8}}),
         Case("", (0,), "4 bits by GPTQ, coded", overrides=(coded,), more={"gptq": {}}),
         # A row has too many values for a grid of 8 bits.
         Case("", (0,), "shared values, coded", overrides=(coded, floats[0]), more={"share": {}}),
