@@ -199,8 +199,9 @@ def multiplications(graph: onnx.ModelProto, pocket: Pocket, texts: Sequence[Text
         if weight is not None:
             total += np.prod(weight.dims) * rows * (1 if behind & {*node.input} else length)
             width = max(width, min(weight.dims))
-        if node.op_type == "Attention":
-            total += 2 * rows * length * width * (1 if behind & {*node.input} else length)
+        elif node.op_type in ("Attention", "MatMul"):  # one of them fused, or two between positions
+            times = 2 if node.op_type == "Attention" else 1
+            total += times * rows * length * width * (1 if behind & {*node.input} else length)
     return float(total)
 
 
