@@ -5,7 +5,8 @@ size of an attention and of an FFN is exported, run and timed once, and a networ
 What a count of operations says wrong of a size that the kernels do not like, the table says right.
 
 Deviations: parts are timed inside of a model of two layers, in turn with all others, so that the machine's
-drift is the same for all; between the measured sizes the table is linear.
+drift is the same for all; between the measured sizes the table is linear; the tokenizer is timed, too,
+because a text waits for it, and no pruning makes it faster.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import copy
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -33,6 +34,7 @@ from pocketlm.models.uneven import check_even, cut_layers
 from pocketlm.quantize.int8 import quantize
 from pocketlm.runtime.pocket import physical_cores, session, threads_of_one
 from pocketlm.stage import Context
+from pocketlm.tasks.words import inputs_of
 from pocketlm.timing import interleave
 
 TIMED_LAYERS = 2
@@ -45,7 +47,7 @@ class Costs:
     """A table of costs, in milliseconds or bytes.
 
     Args:
-        rest: Of all but attention and FFN.
+        rest: Of all but attention and FFN; in time, with the tokenizer.
         heads: Sizes of an attention that were measured, ascending from 0.
         attention: Cost of an attention of each.
         neurons: Sizes of an FFN that were measured, ascending from 0.
@@ -89,7 +91,7 @@ class MeasureLatency:
     """Time what heads and neurons of the student cost here, once for all budgets of time.
 
     Args:
-        length: Pieces of the text that is timed; None is the median of train.
+        length: Pieces of the text that is timed, the one of train that comes closest; None is their median.
     """
 
     length: int | None = None
@@ -108,7 +110,10 @@ class MeasureLatency:
         """
         student = student_of(artifact)
         check_even(student.model)
-        costs, whole = measure_latency(student, self.length or median_length(student, artifact))
+        texts = load_split(artifact.parts["data"], "train").texts
+        lengths = np.asarray(student.encode(texts).lengths)
+        closest = np.abs(lengths - (self.length or np.median(lengths))).argmin()
+        costs, whole = measure_latency(student, texts[closest])
         path = context.folder / "latency.json"
         write_json(path, {"whole_ms": whole, "costs": asdict(costs)})
         return artifact.with_part("latency", path)
@@ -120,58 +125,53 @@ def load_latency(artifact: Artifact) -> tuple[Costs, float]:
     return Costs.of(found["costs"]), found["whole_ms"]
 
 
-def median_length(student: Classifier, artifact: Artifact) -> int:
-    """Pieces of a usual training text."""
-    return int(np.median(student.encode(load_split(artifact.parts["data"], "train").texts).lengths))
-
-
 def sizes(count: int, steps: int) -> tuple[int, ...]:
     """0 to `count` in about so many steps, closer together where there is little: 0, 1/64, … 1/4, 1/2, 1."""
     found = {0, count, *(max(1, round(count / 2**power)) for power in range(steps - 2))}
     return tuple(sorted(found))
 
 
-def measure_latency(classifier: Classifier, length: int, int8: bool = True) -> tuple[Costs, float]:
-    """Milliseconds of one text, from its pieces to its logits, in the runtime.
+def measure_latency(classifier: Classifier, text: Sequence[str], int8: bool = True) -> tuple[Costs, float]:
+    """Milliseconds from one text to its logits, in the runtime.
 
     Args:
         classifier: All of its layers are alike.
-        length: Pieces of the text.
+        text: An example.
         int8: With weights of eight bits, as pockets have them.
 
     Returns:
-        The table, and what the whole classifier takes in float32.
+        The table, and what the whole classifier takes in float32; both with as many threads as the runtime
+        would give to the whole classifier with weights of eight bits.
     """
     config = cast(Any, classifier.model.config)
     heads = tuple(range(config.num_attention_heads + 1))
     neurons = sizes(layers_of(classifier.model)[0].falling.in_features, NEURON_SIZES)
     shapes = {(count, 0) for count in heads} | {(0, count) for count in neurons}
-    encoded = classifier.encode([("a",) * (1 + classifier.task.pair)])
-    ids = (encoded.ids[0] * length)[:length]
-    inputs = classifier.inputs(replace(encoded, ids=[ids], type_ids=[[0] * length]), [0])
-    feed = {name: tensor.numpy() for name, tensor in inputs.items()}
+    threads = threads_of_one(parameters_of(classifier.model), physical_cores())
+    inputs = classifier.inputs(classifier.encode([text]), [0])
+    feed, given = {name: tensor.numpy() for name, tensor in inputs.items()}, inputs_of([text])
+    runs: dict[str, Any] = {"tokenizer": lambda _: classifier.tokenizer.encode_batch(given)}
     with tempfile.TemporaryDirectory() as folder:
-        runs: dict[str, Any] = {}
         for own, many in sorted(shapes):
             small = thin(classifier, own, many)
             path = Path(folder) / f"{own}-{many}.onnx"
             export(small, path)
             if int8:
                 quantize(path, path)
-            runs[f"{own}-{many}"] = _run(path, feed)
+            runs[f"{own}-{many}"] = _run(path, feed, threads)
         whole = Path(folder) / "whole.onnx"
         export(classifier, whole)
-        runs["whole"] = _run(whole, feed)
+        runs["whole"] = _run(whole, feed, threads)
         timed = interleave(runs, 1, ROUNDS, 5)
-    base = timed.p50("0-0")
+    base, tokenizer = timed.p50("0-0"), timed.p50("tokenizer")
 
     def cost(name: str) -> float:
         return max(0.0, (timed.p50(name) - base) / min(TIMED_LAYERS, config.num_hidden_layers))
 
     attention = [cost(f"{count}-0") for count in heads]
     ffn = [cost(f"0-{count}") for count in neurons]
-    table = Costs(base, heads, tuple(_rising(attention)), neurons, tuple(_rising(ffn)))
-    return table, timed.p50("whole")
+    table = Costs(tokenizer + base, heads, tuple(_rising(attention)), neurons, tuple(_rising(ffn)))
+    return table, tokenizer + timed.p50("whole")
 
 
 def thin(classifier: Classifier, heads: int, neurons: int) -> Classifier:
@@ -183,8 +183,8 @@ def thin(classifier: Classifier, heads: int, neurons: int) -> Classifier:
     return Classifier(model.eval(), classifier.tokenizer, classifier.task, classifier.max_length)
 
 
-def _run(path: Path, feed: Mapping[str, np.ndarray]) -> Callable[[int], object]:
-    run = session(path, threads_of_one(path.stat().st_size, physical_cores()))
+def _run(path: Path, feed: Mapping[str, np.ndarray], threads: int) -> Callable[[int], object]:
+    run = session(path, threads)
     outputs, names = [node.name for node in run.get_outputs()], [node.name for node in run.get_inputs()]
     own = {name: feed[name] for name in names}
 
