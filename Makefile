@@ -74,7 +74,7 @@ bench-tickets: setup  ## lottery tickets on six tasks, some hours; ARGS='--tasks
 	@$(BIN)/python benchmarks/tickets.py $(ARGS)
 	@$(BIN)/python scripts/readme_tables.py
 
-bench-prune: setup  ## structured pruning and sparse students; ARGS='--tasks critics' for some of them
+bench-prune: setup  ## structured pruning, networks that read images, a sparse decoder; ARGS='--tasks critics' for some of them
 	@$(BIN)/python benchmarks/run.py prune $(ARGS)
 	@$(BIN)/python benchmarks/vision.py
 	@$(BIN)/python benchmarks/decoders.py

@@ -3,7 +3,7 @@
     python benchmarks/run.py demo              the embedded demo, 3 seeds
     python benchmarks/run.py own-data          sst2, mrpc and stsb with the default recipe
     python benchmarks/run.py distill           every method on every task, from both teachers
-    python benchmarks/run.py prune             structured pruning at several speeds, and sparse students
+    python benchmarks/run.py prune             structured pruning at several speeds, and at once
     python benchmarks/run.py quantize          the default pocket with weights of few bits, as files
     python benchmarks/run.py demo --seeds 0    one seed
     python benchmarks/run.py distill --rows point-a tinybert --tasks critics --teachers minilm
@@ -200,7 +200,7 @@ def zero(term: str) -> tuple[Override, ...]:
 
 
 def prune_cases() -> tuple[Case, ...]:
-    """A curve of retention against speed for every task, with what one-shot pruning gets; sparse students."""
+    """A curve of retention against speed for every task, with what one-shot pruning gets."""
     given = (*ONE_TEACHER, *NO_CONTROLS)
 
     def structured(task: str, speedup: float, teacher: str, learned: bool) -> Case:
