@@ -150,7 +150,11 @@ def measure_latency(classifier: Classifier, text: Sequence[str], int8: bool = Tr
     threads = threads_of_one(parameters_of(classifier.model), physical_cores())
     inputs = classifier.inputs(classifier.encode([text]), [0])
     feed, given = {name: tensor.numpy() for name, tensor in inputs.items()}, inputs_of([text])
-    runs: dict[str, Any] = {"tokenizer": lambda _: classifier.tokenizer.encode_batch(given)}
+
+    def tokenize(_: int) -> object:
+        return classifier.tokenizer.encode_batch(given)
+
+    runs: dict[str, Callable[[int], object]] = {"tokenizer": tokenize}
     with tempfile.TemporaryDirectory() as folder:
         for own, many in sorted(shapes):
             small = thin(classifier, own, many)
