@@ -11,6 +11,7 @@ from pocketlm.data.augment import (
     OPERATIONS,
     Augmenter,
     Rates,
+    UnseenWords,
     WordClasses,
     augmented,
     core_of,
@@ -19,7 +20,7 @@ from pocketlm.data.augment import (
     is_replaceable,
     like_case,
     mask_words,
-    replace_class,
+    replace_drawn,
     replace_words,
     span_of,
     words_of,
@@ -39,7 +40,7 @@ def augmenter(texts, **options) -> Augmenter:
         [{index: ["other", "Film"] for index in range(len(words_of(text)))} for text in example]
         for example in texts
     ]
-    return Augmenter(texts, candidates, mask="[MASK]", **options)
+    return Augmenter(texts, candidates, mask="[MASK]", vocabulary=["tea", "river"], **options)
 
 
 @given(st.text(max_size=8))
@@ -65,13 +66,15 @@ def test_capitals_stay() -> None:
 
 @given(SPLIT, st.integers(0, 99))
 def test_the_number_of_words_stays_where_words_are_replaced(texts, seed: int) -> None:
-    classes = WordClasses(count_words((" ".join(words),) for words in texts))
+    counts = count_words((" ".join(words),) for words in texts)
+    classes, unseen = WordClasses(counts), UnseenWords(["naïve", "日本"], counts)
     for words in texts:
         options = {index: ["one"] for index in range(len(words))}
         for made in (
             replace_words(words, options, 0.5, random.Random(seed)),
             mask_words(words, 0.5, "[MASK]", random.Random(seed)),
-            replace_class(words, classes, 0.5, random.Random(seed)),
+            replace_drawn(words, classes, 0.5, random.Random(seed)),
+            replace_drawn(words, unseen, 0.5, random.Random(seed)),
         ):
             assert len(words_of(" ".join(made))) == len(words)
 
@@ -115,6 +118,18 @@ def test_words_of_a_class_end_alike_and_are_as_frequent() -> None:
     assert {classes.draw("dog", random.Random(seed)) for seed in range(30)} == {"bag", None}
     assert classes.draw("singing", random.Random(0)) is None
     assert classes.draw("unheard", random.Random(0)) is None
+
+
+def test_unseen_words_are_those_that_no_text_has_the_frequent_ones_first() -> None:
+    vocabulary = ["the", "film", "Tea", "tea", "##s", "river", "x2"]
+    unseen = UnseenWords(vocabulary, {"film": 3, "plot": 1})
+    drawn = Counter(unseen.draw("film", random.Random(seed)) for seed in range(3000))
+    assert set(drawn) == {"tea", "river"}
+    assert drawn["tea"] / drawn["river"] == pytest.approx(3 / 2, rel=0.15)  # the second and the third
+    words = ["The", "(quiet)", "Film", "ends"]
+    made = replace_drawn(words, unseen, 1.0, random.Random(0))
+    assert made[0] == "The" and made[1] in {"(tea)", "(river)"} and made[2] in {"Tea", "River"}
+    assert replace_drawn(words, UnseenWords(["film"], {"film": 1}), 1.0, random.Random(0)) == words
 
 
 @pytest.mark.parametrize("texts", [SINGLE, PAIRS])

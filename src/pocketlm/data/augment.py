@@ -4,6 +4,8 @@
 - Masking, words of the same part of speech, n-grams: Tang et al. 2019, "Distilling Task-Specific Knowledge
   from BERT into Simple Neural Networks" (https://arxiv.org/abs/1903.12136), section 3.3.
 - Crossover: the beginning of one text and the end of another, as genetic algorithms recombine.
+- Unseen words: words of content replaced by words that no text of the user's has (ours), so that the student
+  is asked about words it will meet, and the teacher's answer to what is foreign to its task is learned.
 
 Deviations: a word is a run without white space, and what is made of words is joined by blanks, so that
 labels of words stay with their words; only the letters of a word are replaced, and its punctuation stays.
@@ -17,6 +19,7 @@ is one word: little can be made of it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -31,8 +34,8 @@ Texts = tuple[str, ...]
 Candidates = Mapping[int, Sequence[str]]
 """Index of a word in its text to the words that may stand for it."""
 
-Operation = Literal["replace", "spans", "crossover", "mask", "class"]
-OPERATIONS: tuple[Operation, ...] = ("replace", "spans", "crossover", "mask", "class")
+Operation = Literal["replace", "spans", "crossover", "mask", "class", "unseen"]
+OPERATIONS: tuple[Operation, ...] = ("replace", "spans", "crossover", "mask", "class", "unseen")
 
 # Words that carry grammar or negation: to replace them gives another sentence, or none.
 _GRAMMAR = """
@@ -146,15 +149,39 @@ class WordClasses:
         return None if drawn == word else drawn
 
 
-def replace_class(
-    words: Sequence[str], classes: WordClasses, p_pos: float, chance: random.Random
+class UnseenWords:
+    """Words of a language that some texts lack, drawn as often as they are met in it.
+
+    Args:
+        vocabulary: Words of the language, the most frequent first; a word's frequency is taken to be one
+            over its rank (Zipf's law).
+        counts: The words of the texts, in lower case.
+    """
+
+    def __init__(self, vocabulary: Iterable[str], counts: Mapping[str, int]) -> None:
+        language = dict.fromkeys(word.casefold() for word in vocabulary if is_replaceable(word))
+        ranks = {word: rank for rank, word in enumerate(language, 1) if word not in counts}
+        self._words = list(ranks)
+        self._weights = list(itertools.accumulate(1 / rank for rank in ranks.values()))
+
+    def draw(self, word: str, chance: random.Random) -> str | None:
+        """One of them for any word; None where there is none."""
+        del word
+        return chance.choices(self._words, cum_weights=self._weights)[0] if self._words else None
+
+
+def replace_drawn(
+    words: Sequence[str], others: WordClasses | UnseenWords, p: float, chance: random.Random
 ) -> list[str]:
-    """Words, each of them replaced by one of its class with probability p_pos (Tang et al.)."""
+    """Words, each of them that carries content replaced by one of the `others` with probability p.
+
+    With `WordClasses` and p_pos, this is Tang et al.'s replacement by the same part of speech.
+    """
     made = list(words)
     for index, word in enumerate(words):
         parts = core_of(word)
-        if parts is not None and is_replaceable(parts[1]) and chance.random() < p_pos:
-            drawn = classes.draw(parts[1], chance)
+        if parts is not None and is_replaceable(parts[1]) and chance.random() < p:
+            drawn = others.draw(parts[1], chance)
             made[index] = parts[0] + like_case(drawn, parts[1]) + parts[2] if drawn else word
     return made
 
@@ -179,6 +206,7 @@ class Rates:
         replace: p_t of TinyBERT: probability that a word is replaced.
         mask: p_mask of Tang et al.: probability that a word is masked.
         word_class: p_pos of Tang et al.: probability that a word is replaced by one of its class.
+        unseen: Probability that a word of content is replaced by one that no text has.
         span: Least and largest share of a text that a span keeps.
         twin: Probability that one text of a pair stands on both sides.
     """
@@ -186,6 +214,7 @@ class Rates:
     replace: float = 0.4
     mask: float = 0.1
     word_class: float = 0.1
+    unseen: float = 0.2
     span: tuple[float, float] = (0.25, 0.9)
     twin: float = 0.25
 
@@ -199,16 +228,20 @@ class Augmenter:
         candidates: For every example and each of its texts; needed by `replace` alone.
         rates: How much an operation changes.
         mask: The teacher's mask token, needed by `mask` alone.
+        vocabulary: Words of the language, the most frequent first, needed by `unseen` alone.
     """
 
     texts: Sequence[Texts]
     candidates: Sequence[Sequence[Candidates]] = ()
     rates: Rates = field(default_factory=Rates)
     mask: str = ""
+    vocabulary: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._words = [[words_of(text) for text in example] for example in self.texts]
-        self._classes = WordClasses(count_words(self.texts))
+        counts = count_words(self.texts)
+        self._classes = WordClasses(counts)
+        self._unseen = UnseenWords(self.vocabulary, counts)
 
     def make(self, operation: Operation, index: int, chance: random.Random) -> Texts:
         """One new example from the one at `index`; it may come out as it was."""
@@ -233,7 +266,9 @@ class Augmenter:
         if operation == "mask":
             return mask_words(words, rates.mask, self.mask, chance)
         if operation == "class":
-            return replace_class(words, self._classes, rates.word_class, chance)
+            return replace_drawn(words, self._classes, rates.word_class, chance)
+        if operation == "unseen":
+            return replace_drawn(words, self._unseen, rates.unseen, chance)
         return span_of(words, rates.span, chance)
 
     def _crossed(self, index: int, chance: random.Random) -> Texts:

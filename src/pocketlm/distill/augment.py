@@ -41,7 +41,7 @@ from pocketlm.models.masked_lm import (
     mask_token,
     masked_lm_loss,
 )
-from pocketlm.models.word_candidates import word_candidates
+from pocketlm.models.word_candidates import whole_words, word_candidates
 from pocketlm.stage import Context
 from pocketlm.tokenization.encode import load_tokenizer
 from pocketlm.train import Precision, Settings, computes_half, train
@@ -60,12 +60,13 @@ class Augment:
 
     Args:
         operations: How often each operation makes a text, relative to the others: `replace`, `spans`,
-            `crossover`, `mask`, `class`; see `pocketlm.data.augment`.
+            `crossover`, `mask`, `class`, `unseen`; see `pocketlm.data.augment`.
         replace: p_t: probability that `replace` replaces a word.
         samples: N: tries for each text.
         candidates: K: words that may stand for a word.
         mask: Probability that `mask` masks a word.
         word_class: Probability that `class` replaces a word.
+        unseen: Probability that `unseen` replaces a word.
         span: Least and largest share of a text that `spans` keeps.
         most: New texts at most; None makes `samples` of each.
         masked_lm_steps: Steps that tune the head of a teacher without one; 0 replaces by static
@@ -80,6 +81,7 @@ class Augment:
     candidates: int = 15
     mask: float = 0.1
     word_class: float = 0.1
+    unseen: float = 0.2
     span: tuple[float, float] = (0.25, 0.9)
     most: int | None = 50_000
     masked_lm_steps: int = 300
@@ -100,7 +102,7 @@ class Augment:
                 f"operations={self.operations}: weights must be 0 or more, one of them above 0; "
                 "leave the stage out for no new texts"
             )
-        for name in ("replace", "mask", "word_class"):
+        for name in ("replace", "mask", "word_class", "unseen"):
             if not 0 < getattr(self, name) <= 1:
                 raise RecipeError(
                     f"{name}={getattr(self, name)} is out of range; allowed: above 0, at most 1 "
@@ -136,11 +138,13 @@ class Augment:
             device = lm.model.device.type
             with torch.autocast(device, torch.bfloat16, enabled=half):
                 candidates = word_candidates(lm, guessing, pool.texts, self.candidates, context.progress)
+        tokenizer = load_tokenizer(source)
         augmenter = Augmenter(
             pool.texts,
             candidates,
-            Rates(self.replace, self.mask, self.word_class, self.span),
-            mask_token(load_tokenizer(source)) if self.operations.get("mask") else "",
+            Rates(self.replace, self.mask, self.word_class, self.unseen, self.span),
+            mask_token(tokenizer) if self.operations.get("mask") else "",
+            [word for word in whole_words(tokenizer) if word] if self.operations.get("unseen") else (),
         )
         most = self.most or self.samples * len(pool)
         made: list[Texts] = []
