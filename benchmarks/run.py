@@ -212,7 +212,14 @@ def prune_cases() -> tuple[Case, ...]:
     speeds = (2.0, 3.0, 4.0, 6.0, 8.0)
     # Beside 8,000 pieces, positions and pooler there is room for one in twenty of the encoder's weights.
     smallest = structured("critics", 8.0, "mpnet", learned=True)
+    # Point A's bytes, its shape not given but cut out of all six layers before the distillation.
+    whole = shaped(layers=6, intermediate_size=1280)
+    learned = Case(
+        "", (0,), "point-a, structured", recipe="default", overrides=(*given, *whole),
+        more={"structured": {"speedup": None, "max_size_mb": 4.2, "training": {"hidden": 0.0, "epochs": 1}}},
+    )  # fmt: skip
     return (
+        *(replace(learned, task=task) for task in ("critics", "clinc150", "mrpc")),
         structured("critics", 2.0, "mpnet", learned=True),
         replace(smallest, overrides=(*smallest.overrides, ("structured", "max_size_mb", 11.0))),
         *(
