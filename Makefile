@@ -33,7 +33,7 @@ test-web: setup web  ## pockets in a page, in the Chromium of this machine
 	@$(BIN)/python -m pytest tests/web
 
 test-executorch: .venv-executorch/.ready  ## pockets as programs for phones, in an environment of their own
-	@.venv-executorch/bin/python -m pytest tests/export/test_executorch.py
+	@.venv-executorch/bin/python -m pytest -n auto tests/export/test_executorch.py
 
 # It sees what .venv has, and holds nothing but what ExecuTorch wants besides.
 .venv-executorch/.ready: .venv/.ready
