@@ -12,6 +12,7 @@ from pocketlm.diagnose.graphs import maps, of_graphs
 from pocketlm.quantize.calibrated import StaticInt8
 from pocketlm.quantize.control import named
 from pocketlm.quantize.int8 import QuantizeInt8
+from pocketlm.quantize.stored import store_halves
 from pocketlm.quantize.weight_only import WeightOnly
 from pocketlm.stage import Context, Stage
 from tests.quantize.conftest import exported as exported
@@ -38,6 +39,15 @@ def test_the_weights_of_every_kind_are_read_back(
     assert all(one.error < most and one.saturated < share for one in found)
     assert sum(one.error > 0 for one in found) >= 10
     assert all(one.unexplained < 1e-3 for one in found) and not of_graphs([], found)
+
+
+def test_halves_are_read_back(exported: Artifact, tmp_path: Path) -> None:
+    floats, parts = named(exported, tmp_path, ())
+    model = onnx.load(floats)
+    store_halves(model, parts)
+    onnx.save(model, tmp_path / "halves.onnx")
+    found = maps(floats, tmp_path / "halves.onnx")
+    assert len(found) >= 10 and all(0 < one.error < 1e-3 for one in found)
 
 
 def test_a_weight_that_is_damaged_is_seen(exported: Artifact, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from pocketlm.artifact import Artifact
 from pocketlm.errors import RecipeError
@@ -90,8 +91,14 @@ class StoringHurtsToo(OneHurts):
         return graph.name == "stored.onnx" or super().is_hurt(graph)
 
 
-@pytest.mark.parametrize(("judge", "bits"), [(OneHurts, 8), (StoringHurtsToo, 32)])
-def test_what_went_back_is_stored_in_8_bits_unless_that_hurts_too(
+class EightBitsHurtToo(OneHurts):
+    def is_hurt(self, graph: Path) -> bool:
+        halves = [tensor for tensor in onnx.load(graph).graph.initializer if tensor.name.endswith("_half")]
+        return (graph.name == "stored.onnx" and not halves) or super().is_hurt(graph)
+
+
+@pytest.mark.parametrize(("judge", "bits"), [(OneHurts, 8), (EightBitsHurtToo, 16), (StoringHurtsToo, 32)])
+def test_what_went_back_is_stored_in_as_few_bits_as_do_not_hurt(
     student: tuple[Classifier, Artifact],
     named: tuple[Path, list[str]],
     tmp_path: Path,
@@ -111,8 +118,9 @@ def test_what_went_back_is_stored_in_8_bits_unless_that_hurts_too(
     graph = onnx.load(file).graph
     weight = next(node.input[1] for node in graph.node if node.name == "hurt")
     stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    assert (weight in stored) == (bits == 32)
-    assert stored.get(f"{weight}_codes") == (onnx.TensorProto.INT8 if bits == 8 else None)
+    kind = {8: onnx.TensorProto.INT8, 16: onnx.TensorProto.FLOAT16, 32: onnx.TensorProto.FLOAT}[bits]
+    suffixes = ("_codes", "_half", "")
+    assert [stored.get(f"{weight}{suffix}") for suffix in suffixes if f"{weight}{suffix}" in stored] == [kind]
 
 
 def test_the_stage_tells_both_scores_and_what_it_kept(
@@ -136,7 +144,8 @@ class TableHurts(Judge):
 
     def logits(self, graph: Path, most: int | None = None) -> Any:
         names = [tensor.name for tensor in onnx.load(graph).graph.initializer]
-        return np.array([0.9 if any(name.endswith("word_embeddings.weight") for name in names) else 0.5])
+        floats = ("word_embeddings.weight", "word_embeddings.weight_half")
+        return np.array([0.9 if any(name.endswith(floats) for name in names) else 0.5])
 
 
 def test_a_table_that_hurts_goes_back_alone(student: tuple[Classifier, Artifact], tmp_path: Path) -> None:
@@ -150,6 +159,9 @@ def test_a_table_that_hurts_goes_back_alone(student: tuple[Classifier, Artifact]
 
     found = backed_off(source, target, make, parts, TableHurts.of(student[1]), 0.1)
     assert (found.floats, found.score) == ([table], 0.9)
+    kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(target).graph.initializer}
+    whole = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}[table]
+    assert table not in kept and np.array_equal(kept[f"{table}_half"], whole.astype(np.float16))
     assert not {node.op_type for node in onnx.load(target).graph.node if node.name in parts} & {"MatMul"}
     done = QuantizeInt8(keep=(table,), compute="int8")(student[1], Context(tmp_path, tmp_path))
     assert table in {tensor.name for tensor in onnx.load(done.parts["onnx"]).graph.initializer}

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from pocketlm.quantize.stored import SMALLEST_TABLE, quantize_embeddings, quantize_rows
+from pocketlm.artifact import Artifact
+from pocketlm.quantize.control import parts_of
+from pocketlm.quantize.stored import SMALLEST_TABLE, quantize_embeddings, quantize_rows, store_halves
 from pocketlm.runtime.pocket import session
+from tests.quantize.conftest import Answers
 from tests.tiny import NO_DEADLINE
 
 tables = arrays(
@@ -146,3 +149,14 @@ def test_other_look_ups_are_left_alone(
     model = graph(nodes, {"table": table}, {"out": kind})
     assert quantize_embeddings(model) == 0
     assert np.array_equal(run(model, tmp_path, ids)[0], before[0])
+
+
+def test_halves_answer_as_the_whole(exported: Artifact, answers: Answers, tmp_path: Path) -> None:
+    model, halved = onnx.load(exported.parts["onnx"]), tmp_path / "model.onnx"
+    parts = parts_of(model)
+    store_halves(model, parts)
+    onnx.save(model, halved)
+    assert sum(f"{node.output[0]}_half" in node.input for node in model.graph.node) == len(parts)
+    assert halved.stat().st_size < 0.6 * exported.parts["onnx"].stat().st_size
+    wanted, got = answers(exported.parts["onnx"]), answers(halved)
+    assert 0 < np.abs(got - wanted).max() < 0.002 * np.abs(wanted).max()

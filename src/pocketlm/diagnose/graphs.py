@@ -27,8 +27,8 @@ SATURATED = 0.02
 """Share of codes at the end of their range, above which the range was too small."""
 OUTLIER = 30.0
 """Largest activation, in standard deviations, above which one scale a tensor leaves the others few steps."""
-QUANTIZED, STORED = "_quantized", "_codes"
-"""What the codes of a weight are called: by ONNX Runtime's quantizer, and by ours."""
+QUANTIZED, STORED, HALF = "_quantized", "_codes", "_half"
+"""What the codes of a weight are called, by ONNX Runtime's quantizer and by ours, and its float16."""
 FLOATS = (
     "Add",
     "Attention",
@@ -187,8 +187,9 @@ def _weights(
     constants: Mapping[str, onnx.TensorProto], name: str
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
     """Weights that a pocket computes with, their steps, and the share of codes at the end of their range."""
-    if name in constants:
-        return numpy_helper.to_array(constants[name]), np.zeros(1), 0.0
+    for floats in (name, name + HALF):
+        if floats in constants:
+            return numpy_helper.to_array(constants[floats]).astype(np.float32), np.zeros(1), 0.0
     suffix = next((each for each in (QUANTIZED, STORED) if name + each in constants), None)
     if suffix is None:
         return None

@@ -18,7 +18,7 @@ from pocketlm.artifact import Artifact
 from pocketlm.data.examples import Examples, load_split
 from pocketlm.errors import RecipeError
 from pocketlm.export.graph import named_after
-from pocketlm.quantize.stored import store_products, tables_of
+from pocketlm.quantize.stored import store_halves, store_products, tables_of
 from pocketlm.runtime.pocket import Pocket, Text, pad, session
 from pocketlm.tasks.metrics import headline
 from pocketlm.tasks.task import Task
@@ -39,13 +39,13 @@ class Control:
         score: Of the graph that is kept, on valid.
         score_float: Of the graph in float32.
         floats: Parts that went back, those that fewer bits hurt most first.
-        floats_stored: Bits that the products among these have in the file.
+        floats_stored: Bits that these have in the file; with 8, tables among them have 16.
     """
 
     score: float
     score_float: float
     floats: list[str]
-    floats_stored: Literal[8, 32]
+    floats_stored: Literal[8, 16, 32]
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ def backed_off(
 ) -> Control:
     """Quantize, and take parts back to float32 until no more is lost on valid than allowed.
 
-    They are ranked by what each alone does to the logits of some texts; 1, 2, 4, … of them go back. If no
-    more is lost so, the weights of products among them are stored in 8 bits all the same.
+    They are ranked by what each alone does to the logits of some texts; 1, 2, 4, … of them go back. Those
+    compute in float32 from weights that are stored in as few bits as lose no more: 8 of products, or 16.
 
     Args:
         source: The graph in float32, its products named.
@@ -199,15 +199,19 @@ def backed_off(
         score = judge.score(target)
     if not floats:
         return Control(score, whole, floats, 32)
-    model, stored = onnx.load(target), target.with_name("stored.onnx")
-    store_products(model, [node.name for node in model.graph.node if node.name not in floats])
-    onnx.save(model, stored)
-    score_stored = judge.score(stored)
-    if score_stored < min(score, whole - tolerance):
-        stored.unlink()
-        return Control(score, whole, floats, 32)
-    stored.replace(target)
-    return Control(score_stored, whole, floats, 8)
+    stored = target.with_name("stored.onnx")
+    for bits in (8, 16):
+        model = onnx.load(target)
+        if bits == 8:
+            store_products(model, [node.name for node in model.graph.node if node.name not in floats])
+        store_halves(model, floats)
+        onnx.save(model, stored)
+        score_stored = judge.score(stored)
+        if score_stored >= min(score, whole - tolerance):
+            stored.replace(target)
+            return Control(score_stored, whole, floats, bits)
+    stored.unlink()
+    return Control(score, whole, floats, 32)
 
 
 def ranking(

@@ -83,7 +83,8 @@ class QuantizeInt8:
 
         found |= controlled(source, path, make, parts, artifact, self.tolerance if parts else None)
         source.unlink()
-        tables = sum(tensor.name.endswith("_codes") for tensor in onnx.load(path).graph.initializer)
+        looked_up = {node.input[0] for node in onnx.load(path).graph.node if node.op_type == "Gather"}
+        tables = sum(name.endswith("_codes") for name in looked_up)
         return artifact.with_part("onnx", path).with_figures(
             quantization={
                 "bits": 8, "matmuls": self.matmuls, "compute": compute, "embedding_tables": tables, **found

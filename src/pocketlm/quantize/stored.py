@@ -102,6 +102,25 @@ def store_products(model: onnx.ModelProto, floats: Sequence[str] = ()) -> None:
     with_nodes(graph, [*nodes, *graph.node])
 
 
+def store_halves(model: onnx.ModelProto, parts: Sequence[str]) -> None:
+    """Store float32 weights in float16, in place; a runtime makes them float32 once, when it opens the graph.
+
+    Args:
+        model: Any graph.
+        parts: Products and tables that have such weights, by name; those of others stay as they are.
+    """
+    graph, nodes = model.graph, list[onnx.NodeProto]()
+    weights = {node.input[1] for node in graph.node if node.op_type == "MatMul" and node.name in parts}
+    for tensor in [*graph.initializer]:
+        if tensor.name in {*weights, *parts} and tensor.data_type == onnx.TensorProto.FLOAT:
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+            graph.initializer.append(numpy_helper.from_array(half, f"{tensor.name}_half"))
+            nodes.append(
+                helper.make_node("Cast", [f"{tensor.name}_half"], [tensor.name], to=onnx.TensorProto.FLOAT)
+            )
+    with_nodes(graph, [*nodes, *graph.node])
+
+
 def weights_of(graph: onnx.GraphProto, floats: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Weights of products by name, [inputs, outputs], but small ones and those of some nodes."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
