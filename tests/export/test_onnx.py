@@ -20,8 +20,19 @@ from pocketlm.export.onnx import OPSET, Export, export, fused_attention, largest
 from pocketlm.models.load import ATTENTION, Classifier, output_layer
 from pocketlm.runtime.pocket import session
 from pocketlm.stage import Context
+from pocketlm.tasks.task import Task
 from tests.tiny import KilledError
-from tests.tiny_models import ARCHITECTURES, MAX_LENGTH, PAIR, classifier, examples_of, prepared
+from tests.tiny_models import (
+    ARCHITECTURES,
+    JOINT,
+    MAX_LENGTH,
+    PAIR,
+    TAGGED,
+    Architecture,
+    classifier,
+    examples_of,
+    prepared,
+)
 
 Get = Callable[[str], tuple[Classifier, Path]]
 every_case = pytest.mark.parametrize("case", ARCHITECTURES)
@@ -127,6 +138,15 @@ def test_the_file_tells_nothing_of_the_machine_that_made_it(exported: Get, case:
         assert trace not in content
     weights = sum(len(tensor.raw_data) for tensor in onnx.load(path).graph.initializer)
     assert len(content) < weights + 60_000
+
+
+@pytest.mark.parametrize(("case", "task"), [("mpnet", JOINT), ("deberta-v2", TAGGED)])
+def test_models_that_know_no_fused_attention_answer_words_too(
+    tmp_path: Path, case: Architecture, task: Task
+) -> None:
+    made, path = classifier(case, task, layers=1), tmp_path / "model.onnx"
+    export(made, path)
+    assert largest_difference(made, path, examples_of(task, 6).texts) < 1e-4
 
 
 @every_case

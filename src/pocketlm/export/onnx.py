@@ -129,9 +129,9 @@ def forget_origin(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def fused_attention(model: PreTrainedModel) -> Generator[None]:
-    """Let the model compute attention in one operator, which the exporter maps to ONNX's own."""
+    """Let the model compute attention in one operator where it can; the exporter maps that to ONNX's own."""
     before = cast(str, model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(model.get_correct_attn_implementation(None))
     try:
         yield
     finally:

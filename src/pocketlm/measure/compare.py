@@ -102,7 +102,8 @@ def compare(
         `tokens_p50`, `request_wh` and `energy_method`.
     """
     teacher_pocket = as_pocket(teacher, context.folder / "teacher-onnx")
-    teacher.model.set_attn_implementation("sdpa")  # as transformers runs it unless told otherwise
+    # As transformers runs it unless told otherwise.
+    teacher.model.set_attn_implementation(teacher.model.get_correct_attn_implementation(None))
     threads, texts = context.threads, inputs_of(test.texts)
     runs: dict[str, Pocket] = {
         "teacher": load(teacher_pocket, threads),
