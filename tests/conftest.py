@@ -143,6 +143,24 @@ def pocket_of_pairs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return artifact.parts["pocket"]
 
 
+@pytest.fixture
+def pocket_of_halves(made: Made, tmp_path: Path) -> Path:
+    """The pocket of `made` with all weights in 16 bits, as accuracy control stores what few bits hurt."""
+    import onnx
+
+    from pocketlm.export.pack import Pack
+    from pocketlm.quantize.control import parts_of
+    from pocketlm.quantize.stored import store_halves
+    from pocketlm.stage import Context
+
+    model, folder = onnx.load(made.exported), tmp_path / "halves"
+    store_halves(model, parts_of(model))
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx")
+    exported = made.artifact("Export").with_part("onnx", folder / "model.onnx")
+    return Pack(coded=True)(exported, Context(folder, folder)).parts["pocket"]
+
+
 @pytest.fixture(scope="session")
 def made_of_numbers(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make(tmp_path_factory.mktemp("numbers"), tiny.teacher, tiny.numbers)

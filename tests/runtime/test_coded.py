@@ -183,6 +183,12 @@ def test_the_one_file_says_what_the_folder_says(made: Made, tmp_path: Path) -> N
     assert memory is None or memory > sizes[1]
 
 
+def test_so_does_one_of_weights_of_sixteen_bits(pocket_of_halves: Path) -> None:
+    texts = ["a radiant film", "this dull story of the river", ""]
+    one, folder = load(pocket_of_halves / "model.pocket"), load(pocket_of_halves)
+    assert np.array_equal(one.logits(texts), folder.logits(texts))
+
+
 def test_what_is_no_file_of_ours_is_told(made: Made, tmp_path: Path) -> None:
     with pytest.raises(PocketError, match="it does not begin as one"):
         load(made.pocket / "pocket.json")

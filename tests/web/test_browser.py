@@ -145,6 +145,11 @@ def test_a_page_multiplies_weights_of_four_bits(made: Made, tmp_path: Path) -> N
     check(packed.parts["pocket"], TEXTS, tmp_path / "page", usual=0.05)
 
 
+def test_a_page_reads_weights_of_sixteen_bits(pocket_of_halves: Path, tmp_path: Path) -> None:
+    (tmp_path / "page").mkdir()
+    check(pocket_of_halves, TEXTS, tmp_path / "page")
+
+
 def test_a_page_reads_pairs(pocket_of_pairs: Path, tmp_path: Path) -> None:
     check(pocket_of_pairs, [*zip(TEXTS, TEXTS[::-1], strict=True)], tmp_path)
 
