@@ -21,7 +21,7 @@ from pocketlm.errors import PocketError
 from pocketlm.export.code import code_pocket
 from pocketlm.export.pack import shipped, shipped_bytes
 from pocketlm.measure.fresh import peak_ram_bytes
-from pocketlm.runtime import coded
+from pocketlm.runtime import coded, pocket
 from pocketlm.runtime.coded import decode, encode, read_coded, write_coded
 from tests.conftest import Made
 
@@ -187,6 +187,14 @@ def test_so_does_one_of_weights_of_sixteen_bits(pocket_of_halves: Path) -> None:
     texts = ["a radiant film", "this dull story of the river", ""]
     one, folder = load(pocket_of_halves / "model.pocket"), load(pocket_of_halves)
     assert np.array_equal(one.logits(texts), folder.logits(texts))
+
+
+def test_weights_that_are_not_coded_are_counted_for_threads(
+    pocket_of_halves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pocket, "ONE_THREAD_BYTES", (pocket_of_halves / "model.onnx").stat().st_size // 2)
+    opened: Any = load(pocket_of_halves / "model.pocket", threads=3)
+    assert opened._session.get_session_options().intra_op_num_threads == 3
 
 
 def test_what_is_no_file_of_ours_is_told(made: Made, tmp_path: Path) -> None:

@@ -110,9 +110,10 @@ def store_halves(model: onnx.ModelProto, parts: Sequence[str]) -> None:
         parts: Products and tables that have such weights, by name; those of others stay as they are.
     """
     graph, nodes = model.graph, list[onnx.NodeProto]()
-    weights = {node.input[1] for node in graph.node if node.op_type == "MatMul" and node.name in parts}
+    of_products = (node.input[1] for node in graph.node if node.op_type == "MatMul" and node.name in parts)
+    weights = {*of_products, *parts}
     for tensor in [*graph.initializer]:
-        if tensor.name in {*weights, *parts} and tensor.data_type == onnx.TensorProto.FLOAT:
+        if tensor.name in weights and tensor.data_type == onnx.TensorProto.FLOAT:
             half = numpy_helper.to_array(tensor).astype(np.float16)
             graph.initializer.append(numpy_helper.from_array(half, f"{tensor.name}_half"))
             nodes.append(

@@ -266,7 +266,8 @@ def load(folder: str | Path, threads: int | None = None, verify: bool = True) ->
     folder, coded = Path(folder), None
     if folder.is_file():
         coded = read_coded(folder)
-        info, size_bytes = coded.info, sum(tensor.nbytes for tensor in coded.tensors.values())
+        info = coded.info
+        size_bytes = len(coded.graph) + sum(tensor.nbytes for tensor in coded.tensors.values())
     else:
         info = read_info(folder)
         check_files(info, folder, verify)
